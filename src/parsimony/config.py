@@ -1,0 +1,237 @@
+"""Typed, closed configuration: what may stand in ``configs/`` and nothing else.
+
+Every group (`suite`, `paper`, `model`, `method`, `benchmark`) is one model below; the JSON schemas in
+``workflow/schemas`` are generated from them.  Importing this module is cheap: no torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from parsimony.errors import UserError
+
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")]
+Family = Literal[
+    "autoregressive", "diffusion", "kv_cache", "context", "weights", "lossless", "image", "video", "audio",
+    "representation", "serving", "evaluation",
+]  # fmt: skip
+Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer"]
+Scalar = bool | int | float | str
+Params = dict[str, Scalar | list[Scalar] | None]
+
+
+class Closed(BaseModel):
+    """Base of every config model: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Targeted(Closed):
+    """A config that names the class it configures; the class must live inside ``parsimony``."""
+
+    target: Target = Field(alias="_target_")
+    params: Params = {}
+
+    @model_validator(mode="after")
+    def _inside_parsimony(self):
+        if not self.target.startswith("parsimony."):
+            raise ValueError(f"_target_ {self.target!r} is outside 'parsimony.'; only our own classes can be named")
+        return self
+
+
+class Model(Closed):
+    """Weights + tokenizer: which asset holds them and how its network is built."""
+
+    asset: Key
+    architecture: Literal["decoder"]
+    stop: list[str] = Field(min_length=1, description="tokens that end a generated turn")
+    licence: str
+
+
+class Method(Targeted):
+    """An algorithm with named hyper-parameters and the operating points at which it is measured."""
+
+    family: Family
+    implements: list[Interface] = Field(min_length=1)
+    lossless: bool = False
+    reference: Key | None = Field(None, description="method that is timed against and compared with")
+    points: dict[Key, Params] = Field(min_length=1, description="operating point -> overrides of params")
+    assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
+    uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
+
+    @model_validator(mode="after")
+    def _points_override_params(self):
+        for point, overrides in self.points.items():
+            for key in overrides:
+                if key not in self.params:
+                    hint = nearest(key, self.params)
+                    raise ValueError(f"points.{point}: {key!r} is not among the params of this method{hint}")
+        if self.lossless and not self.reference:
+            raise ValueError("a lossless method needs a reference to be compared with")
+        return self
+
+
+class Benchmark(Targeted):
+    """Real items + a procedure that measures a system on one item."""
+
+    needs: Interface
+    title: str
+    assets: list[Key] = []
+    uses: list[Key] = Field([], description="benchmarks whose cell for the reference must be measured first")
+
+
+class Study(Closed):
+    """One block of cells of a paper's study: every method on every benchmark."""
+
+    methods: list[Key] = Field(min_length=1)
+    benchmarks: list[Key] = Field(min_length=1)
+
+
+class Quantity(Closed):
+    """A number that `stats.py` derives from the records of one method on one benchmark."""
+
+    quantity: Key
+    method: Key
+    benchmark: Key
+    point: Key | Literal["best"] | None = Field(None, description="'best': the point with the largest value")
+    category: str | None = None
+
+
+class Check(Closed):
+    """A claim as a predicate over records: ``left relation (right * factor)``."""
+
+    left: Quantity
+    relation: Literal[">=", "<=", ">", "<", "=="]
+    right: float | Quantity
+    factor: float = 1.0
+    scale: str = Field("", description="the sentence that says how our conditions differ from the published ones")
+
+
+class Claim(Closed):
+    """A published statement, with its value and conditions as published."""
+
+    id: Key
+    statement: str
+    published: str = Field(description="the published value as printed")
+    value: float | None = Field(None, description="the published value as one number, where it is one")
+    unit: str = ""
+    conditions: str
+    source: str = Field(description="where it is published: abstract, table, README, ...")
+    check: Check | None = Field(None, description="comes with the study that tests the claim")
+
+
+class Paper(Closed):
+    """One published system: citation, headline claims, and the study that tests them."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    arxiv: str | None
+    code: str | None = Field(description="official code, owner/name or None")
+    code_licence: str | None = None
+    family: Family
+    kind: str = Field(description="one sentence: what kind of system this is")
+    claims: list[Claim] = Field(min_length=1)
+    study: list[Study] = Field([], description="empty: not built yet")
+    pending: str = Field("", description="why there is no study yet")
+
+    @model_validator(mode="after")
+    def _study_or_reason(self):
+        if bool(self.study) == bool(self.pending):
+            raise ValueError("give either a 'study' or, if it is not built yet, the reason in 'pending'")
+        ids = [claim.id for claim in self.claims]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"claim ids repeat: {sorted(i for i in set(ids) if ids.count(i) > 1)}")
+        return self
+
+
+class Suite(Closed):
+    """A choice of papers, models, operating points and item counts, with one seed."""
+
+    title: str
+    papers: list[Key]
+    models: list[Key]
+    seed: int = 0
+    points: dict[Key, list[Key]] = Field({}, description="method -> operating points; all if not named")
+    params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
+
+
+class LockedFile(Closed):
+    """One file of an asset as it must be after fetching."""
+
+    size: int | None = None
+    sha256: Sha256 | None = None
+    member: str | None = Field(None, description="path inside the archive (package, debian) or repository (hub)")
+
+
+class Asset(Closed):
+    """One row of ``assets.lock.yaml``."""
+
+    source: Literal["package", "debian", "generated", "trained", "shipped", "hub"]
+    revision: str = Field(description="package version, Debian version, generator version or hub commit")
+    licence: str
+    origin: str = Field(description="package, Debian package, hub repository, or the function that makes it")
+    archive: LockedFile | None = Field(None, description="the wheel, sdist or .deb")
+    inputs: list[Key] = []
+    params: Params = {}
+    files: dict[str, LockedFile] = Field(min_length=1)
+    note: str = ""
+
+
+def nearest(key: str, valid) -> str:
+    """The end of an error sentence: the nearest valid key, or all of them."""
+    close = difflib.get_close_matches(key, list(map(str, valid)), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(map(str, valid)))}"
+
+
+def parse(kind: type[Closed], data: Any, where: str):
+    """Validate ``data`` as ``kind``; the first error becomes one sentence naming key, file and remedy.
+
+    Raises
+    ------
+    UserError
+        With ``where`` (usually the file) and the nearest valid key for a misspelt one.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(kind, error.errors()[0])}") from None
+
+
+def _sentence(kind: type[Closed], error: dict) -> str:
+    location = ".".join(map(str, error["loc"])) or kind.__name__.lower()
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(kind, error["loc"][:-1])
+        return f"unknown key {location!r}{nearest(str(error['loc'][-1]), fields)}"
+    if error["type"] == "missing":
+        return f"required key {location!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{location}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(kind: type[Closed], location) -> list[str]:
+    """Names of the fields of the model at ``location`` inside ``kind``, read off its JSON schema."""
+    schema = kind.model_json_schema()
+    node = schema
+    for step in location:
+        node = _resolve(schema, node)
+        if isinstance(step, int):
+            node = node.get("items", {})
+        else:
+            node = node.get("properties", {}).get(step) or node.get("additionalProperties") or {}
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict, node: dict) -> dict:
+    for option in node.get("anyOf", ()):
+        if "$ref" in option:
+            node = option
+    if "$ref" in node:
+        return schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
