@@ -1,0 +1,102 @@
+"""What a benchmark may ask of a system, and the values that pass between them.
+
+A method's ``build(model, assets)`` returns a system that satisfies one or more of these protocols; a benchmark
+names the one it needs, and the plan rejects a pair that does not fit before anything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass
+class Cost:
+    """What one generation cost, counted by the loop that did the work.
+
+    Attributes
+    ----------
+    passes : int
+        Forward passes of the target after prefill.
+    drafted, accepted : int
+        Draft tokens proposed and draft tokens kept (bonus tokens not included, nothing after the end counted).
+    rows : int
+        Rows (tokens) the target evaluated in those passes.
+    accepted_per_pass : list of int
+        Tokens gained in each pass, bonus included; its mean is the mean accepted tokens (MAT), 1.0 for plain decoding.
+    cache_bytes : int
+        Bytes of the live KV entries at the end, counted from the tensors.
+    prefill_seconds, draft_seconds, verify_seconds : float
+        Shares of the wall-clock time.
+    """
+
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    rows: int = 0
+    accepted_per_pass: list[int] = field(default_factory=list)
+    cache_bytes: int = 0
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+
+@dataclass
+class Generation:
+    """Generated token ids (1-D int64, prompt not included, end token included if reached) and their cost."""
+
+    tokens: torch.Tensor
+    cost: Cost
+
+
+@runtime_checkable
+class TextGenerator(Protocol):
+    """Continues a prompt."""
+
+    def generate(self, prompt_ids: torch.Tensor, limit: int, rng: np.random.Generator) -> Generation:
+        """Continue ``prompt_ids`` ([T] int64) by at most ``limit`` tokens."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Scores a text."""
+
+    def nll(self, ids: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood in nats of ``ids[1:]`` given what precedes each ([T-1] float64)."""
+        ...
+
+
+@runtime_checkable
+class ForwardTimer(Protocol):
+    """Times a forward pass of its network."""
+
+    def forward_seconds(self, rows: int, context: int) -> float:
+        """Wall-clock seconds of one pass over ``rows`` tokens behind ``context`` cached ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a benchmark.
+
+    Attributes
+    ----------
+    id : str
+        Stable and unique inside the benchmark.
+    category : str
+        Reported group, lower snake case.
+    turns : tuple of str
+        User messages in order (one for single-turn items), or the text itself.
+    source : str
+        Where the item comes from: asset key and row.
+    """
+
+    id: str
+    category: str
+    turns: tuple[str, ...] = ()
+    source: str = ""

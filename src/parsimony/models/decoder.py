@@ -1,0 +1,353 @@
+"""One transformer for the Llama, Mistral and Qwen families, in plain tensor operations.
+
+    x -> [RMSNorm -> fused QKV (-> QK norm) -> RoPE -> attention over the KV cache -> O] + x
+      -> [RMSNorm -> fused gate and up -> SiLU(gate) * up -> down] + x            (each layer)
+      -> RMSNorm -> head (tied with the embedding, or not)
+
+Shapes: B sequences, T new tokens, L cached tokens, H query heads, G key-value heads, R = H / G, d head width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+
+from parsimony.errors import UserError
+from parsimony.models.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The architecture, read from a Hugging Face ``config.json``."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    width: int
+    vocabulary: int
+    epsilon: float
+    rope_theta: float
+    tied: bool
+    windows: tuple[int | None, ...]
+    rope_scaling: dict | None = None
+    source: dict | None = None
+    causal: bool = True
+
+    @classmethod
+    def from_hf(cls, c: dict, causal: bool = True) -> DecoderConfig:
+        """Read the fields that matter; unknown rotary types and model types are refused in one sentence."""
+        if c.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
+            raise UserError(
+                f"model_type {c.get('model_type')!r} is not one the decoder can load: llama, mistral, qwen2, qwen3"
+            )
+        rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        layers = c["num_hidden_layers"]
+        window = c.get("sliding_window")
+        kinds = c.get("layer_types")
+        if c["model_type"].startswith("qwen") and not c.get("use_sliding_window"):
+            windows = (None,) * layers
+        elif kinds:
+            windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        else:
+            windows = (window,) * layers
+        return cls(
+            layers=layers,
+            hidden=c["hidden_size"],
+            heads=c["num_attention_heads"],
+            kv_heads=c.get("num_key_value_heads") or c["num_attention_heads"],
+            width=c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+            vocabulary=c["vocab_size"],
+            epsilon=c["rms_norm_eps"],
+            rope_theta=rope.get("rope_theta") or c.get("rope_theta", 10000.0),
+            tied=bool(c.get("tie_word_embeddings", False)),
+            windows=windows,
+            rope_scaling=None if kind == "default" else rope,
+            source=c,
+            causal=causal,
+        )
+
+    def frequencies(self) -> tuple[Tensor, float]:
+        """Inverse frequencies ([d/2] float32) and the attention factor of scaled rotary embeddings."""
+        if self.rope_scaling is None:
+            return self.rope_theta ** -(torch.arange(0, self.width, 2).float() / self.width), 1.0
+        from transformers import AutoConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
+        config = AutoConfig.for_model(**self.source)
+        return ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+
+
+@dataclass
+class Layer:
+    """Weights of one layer; the three projections of attention and the two of the MLP are fused."""
+
+    norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    window: int | None
+
+
+class Decoder:
+    """The network; holds no state of a sequence (that is in the `KVCache`).
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    weights : callable str -> Tensor or None
+        Returns the tensor of a Hugging Face name, or None where the checkpoint has none.
+    dtype : torch.dtype
+        float32, bfloat16 or float16.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype=torch.float32, device="cpu"
+    ):
+        def get(name: str) -> Tensor | None:
+            tensor = weights(name)
+            return None if tensor is None else tensor.to(device=device, dtype=dtype)
+
+        def fused(prefix: str, names: tuple[str, ...], kind: str) -> Tensor | None:
+            parts = [get(f"{prefix}.{name}.{kind}") for name in names]
+            return None if parts[0] is None else torch.cat(parts)
+
+        self.config, self.dtype, self.device = config, dtype, torch.device(device)
+        self.embedding = get("model.embed_tokens.weight")
+        self.norm = get("model.norm.weight")
+        self.head = self.embedding if config.tied else get("lm_head.weight")
+        self.layers = []
+        for i in range(config.layers):
+            p = f"model.layers.{i}"
+            self.layers.append(
+                Layer(
+                    norm=get(f"{p}.input_layernorm.weight"),
+                    qkv=fused(f"{p}.self_attn", ("q_proj", "k_proj", "v_proj"), "weight"),
+                    qkv_bias=fused(f"{p}.self_attn", ("q_proj", "k_proj", "v_proj"), "bias"),
+                    q_norm=get(f"{p}.self_attn.q_norm.weight"),
+                    k_norm=get(f"{p}.self_attn.k_norm.weight"),
+                    o=get(f"{p}.self_attn.o_proj.weight"),
+                    mlp_norm=get(f"{p}.post_attention_layernorm.weight"),
+                    gate_up=fused(f"{p}.mlp", ("gate_proj", "up_proj"), "weight"),
+                    down=get(f"{p}.mlp.down_proj.weight"),
+                    window=config.windows[i],
+                )
+            )
+        self._inverse, self._factor = config.frequencies()
+        self._rotations: tuple[Tensor, Tensor] | None = None
+        self._masks: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+
+    @classmethod
+    def load(cls, folder: Path, dtype=torch.float32, device="cpu", causal: bool = True) -> Decoder:
+        """Load ``config.json`` and the safetensors of a folder (one file, or shards with an index)."""
+        folder = Path(folder)
+        config = DecoderConfig.from_hf(json.loads((folder / "config.json").read_text()), causal)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(safe_open(f, framework="pt")) for f in sorted(folder.glob("*.safetensors"))]
+            where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return cls(config, lambda name: where[name].get_tensor(name) if name in where else None, dtype, device)
+
+    def cache(self, capacity: int, batch: int = 1) -> KVCache:
+        """An empty cache for this network."""
+        c = self.config
+        return KVCache(c.layers, batch, c.kv_heads, capacity, c.width, self.dtype, self.device)
+
+    def rope(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate ``x`` ([B, H, T, d]) to ``positions`` ([B, T]; negative ones rotate back)."""
+        angles = positions[:, None, :, None] * self._inverse.to(x.device).repeat(2)
+        half = torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
+        return (x.float() * angles.cos() + half.float() * angles.sin()).to(x.dtype)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        *,
+        positions: Tensor | None = None,
+        pads: Tensor | None = None,
+        tree: Tensor | None = None,
+        want: str = "all",
+        hook: Callable[[int, Tensor], Tensor | None] | None = None,
+        attention: list | None = None,
+    ) -> Tensor | None:
+        """Run T new tokens behind the cached ones and add them to the cache.
+
+        Parameters
+        ----------
+        ids : Tensor [B, T] int64
+        positions : Tensor [B, T] int64, optional
+            Default: behind the last cached position of each sequence.
+        pads : Tensor [B] int64, optional
+            Number of left padding tokens of each sequence in this call (only into an empty cache).
+        tree : Tensor [T, T] bool, optional
+            ``tree[i, j]``: new token i sees new token j. Default: causal (or full, for a bidirectional network).
+        want : {"all", "last", "hidden", "none"}
+            Logits [B, T, V] of all tokens, [B, 1, V] of the last, final hidden states [B, T, D], or nothing.
+        hook : callable (layer, x) -> x or None
+            Sees, and may replace, the residual stream [B, T, D] behind each layer.
+        attention : list, optional
+            Receives the attention weights [B, H, T, L + T] of each layer.
+        """
+        # One bfloat16 row is a matrix-vector product, for which the native kernel beats oneDNN by half.
+        lone = ids.numel() == 1 and self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        with _without_onednn() if lone else contextlib.nullcontext():
+            return self._forward(ids, cache, positions, pads, tree, want, hook, attention)
+
+    def _forward(self, ids, cache, positions, pads, tree, want, hook, attention):
+        c = self.config
+        B, T = ids.shape
+        start = len(cache)
+        cache.reserve(T)
+        linear = tree is None and positions is None and pads is None
+        if positions is None:
+            positions = self._next_positions(cache, B, T, pads)
+        plain = cache.plain
+        general = not (plain and B == 1 and pads is None and all(w is None or start + T <= w for w in c.windows))
+        if plain and (linear or (tree is None and bool((positions == start + self._steps(T)).all()))):
+            cache.in_order += T
+        elif tree is None and plain:
+            general = True
+        cache.note_positions(positions)
+        cos, sin = self._rotation(positions)
+        R, d, rotated = c.heads // c.kv_heads, c.width, c.heads + c.kv_heads
+        mask = None if general else self._plain_mask(start, T, R, tree)
+        built: dict[tuple, Tensor] = {}
+
+        x = F.embedding(ids, self.embedding)  # [B, T, D]
+        for i, w in enumerate(self.layers):
+            qkv = F.linear(F.rms_norm(x, (c.hidden,), w.norm, c.epsilon), w.qkv, w.qkv_bias)
+            qkv = qkv.view(B, T, rotated + c.kv_heads, d)
+            qk = qkv[:, :, :rotated]
+            if w.q_norm is not None:
+                q = F.rms_norm(qk[:, :, : c.heads], (d,), w.q_norm, c.epsilon)
+                qk = torch.cat((q, F.rms_norm(qk[:, :, c.heads :], (d,), w.k_norm, c.epsilon)), 2)
+            qk = qk * cos + qk.roll(d // 2, -1) * sin  # the sign of the rotated half is in `sin`
+            if general:
+                key = (cache.lengths[i], w.window, 0 if cache.uniform else i)
+                if key not in built:
+                    built[key] = self._general_mask(cache, i, positions, T, R, tree, w.window)
+                mask = built[key]
+            K, V = cache.write(i, qk[:, :, c.heads :].transpose(1, 2), qkv[:, :, rotated:].transpose(1, 2))
+            # Query heads that share a key-value head become rows of it: [B, G, R*T, d].
+            q = qk[:, :, : c.heads].view(B, T, c.kv_heads, R, d).permute(0, 2, 3, 1, 4).reshape(B, c.kv_heads, R * T, d)
+            if attention is None:
+                y = F.scaled_dot_product_attention(q, K, V, attn_mask=mask)
+            else:
+                scores = q.float() @ K.float().transpose(-1, -2) / math.sqrt(d)
+                weights = (scores if mask is None else scores + mask.float()).softmax(-1)
+                attention.append(weights.view(B, c.heads, T, -1))
+                y = (weights @ V.float()).to(x.dtype)
+            y = y.view(B, c.kv_heads, R, T, d).permute(0, 3, 1, 2, 4).reshape(B, T, c.heads * d)
+            x = x + F.linear(y, w.o)
+            gate, up = F.linear(F.rms_norm(x, (c.hidden,), w.mlp_norm, c.epsilon), w.gate_up).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, w.down)
+            if hook is not None and (replaced := hook(i, x)) is not None:
+                x = replaced
+        if want == "none":
+            return None
+        x = F.rms_norm(x[:, -1:] if want == "last" else x, (c.hidden,), self.norm, c.epsilon)
+        return x if want == "hidden" else F.linear(x, self.head)
+
+    def prefill(self, ids: Tensor, cache: KVCache, *, pads: Tensor | None = None, want: str = "last", chunk: int = 512):
+        """Run a prompt ([B, T]) in chunks of at most ``chunk`` tokens; returns what `forward` returns for ``want``."""
+        cache.reserve(ids.shape[1])
+        pieces = ids.split(chunk, 1)
+        out = []
+        for n, piece in enumerate(pieces):
+            last = n == len(pieces) - 1
+            here = None if pads is None else (pads - n * chunk).clamp(0)
+            kind = want if want != "last" or last else "none"
+            out.append(self.forward(piece, cache, pads=here, want=kind))
+        return out[-1] if want in ("last", "none") else torch.cat(out, 1)
+
+    def _steps(self, T: int) -> Tensor:
+        return torch.arange(T, device=self.device)
+
+    def _next_positions(self, cache: KVCache, B: int, T: int, pads: Tensor | None) -> Tensor:
+        steps = self._steps(T)
+        if len(cache) == 0:
+            positions = steps.expand(B, T) if pads is None else steps - pads[:, None]
+            return positions.clamp(min=-1)
+        if cache.plain:
+            return (steps + len(cache)).expand(B, T)
+        last = cache.positions[0, :, : cache.lengths[0]].amax(-1, keepdim=True)  # [B, 1]
+        positions = last + 1 + steps
+        return positions if pads is None else (positions - pads[:, None]).where(steps >= pads[:, None], -1)
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine at ``positions``: [B, T, 1, d] each, from a table that grows as needed."""
+        needed = int(positions.max()) + 1
+        if self._rotations is None or self._rotations[0].shape[0] < needed:
+            angles = torch.arange(max(needed, 1024) * 2)[:, None] * self._inverse.repeat(2)
+            sign = torch.cat((-torch.ones(self.config.width // 2), torch.ones(self.config.width // 2)))
+            table = angles.cos() * self._factor, angles.sin() * self._factor * sign
+            self._rotations = tuple(t.to(device=self.device, dtype=self.dtype) for t in table)
+        at = positions.clamp(min=0)
+        return self._rotations[0][at][:, :, None], self._rotations[1][at][:, :, None]
+
+    def _plain_mask(self, start: int, T: int, R: int, tree: Tensor | None) -> Tensor | None:
+        """Additive mask [R*T, L + T] for one unpadded sequence: everything cached is seen; a view of a cached buffer."""
+        if T == 1 or (tree is None and not self.config.causal):
+            return None
+        key = (T, None if tree is None else id(tree))
+        buffer, _ = self._masks.get(key, (None, None))
+        if buffer is None or buffer.shape[1] < start + T:
+            columns = start + T if T > 128 else max(2 * (start + T), 1024)
+            seen = torch.ones(T, T, dtype=torch.bool, device=self.device).tril() if tree is None else tree
+            block = torch.zeros(T, T, dtype=self.dtype, device=self.device).masked_fill(~seen, -torch.inf)
+            buffer = F.pad(block.repeat(R, 1), (columns - T, 0))
+            if len(self._masks) >= 32:
+                self._masks.clear()
+            if T <= 128:
+                self._masks[key] = buffer, tree  # keeping the tree keeps its id unique
+        return buffer[:, buffer.shape[1] - start - T :]
+
+    def _general_mask(self, cache, layer, positions, T, R, tree, window) -> Tensor:
+        """Additive mask [B, 1, R*T, L + T] from positions: padding, eviction, windows, trees."""
+        L = cache.lengths[layer]
+        past = cache.positions[layer, :, :L][:, None, :]  # [B, 1, L]
+        query = positions[:, :, None]  # [B, T, 1]
+        new = positions[:, None, :]  # [B, 1, T]
+        old_seen = (past >= 0).expand(-1, T, -1)
+        new_seen = (new >= 0).expand(-1, T, -1)
+        if self.config.causal:
+            old_seen = old_seen & (past <= query)
+            order = torch.ones(T, T, dtype=torch.bool, device=self.device).tril() if tree is None else tree
+            new_seen = new_seen & order
+        elif tree is not None:
+            new_seen = new_seen & tree
+        if window is not None:
+            old_seen = old_seen & (query - past < window)
+            new_seen = new_seen & (query - new < window)
+        # A padding row sees itself, so that its softmax is defined; nobody sees its key.
+        new_seen = new_seen | torch.eye(T, dtype=torch.bool, device=self.device)
+        seen = torch.cat((old_seen, new_seen), 2)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill(~seen, -torch.inf)
+        return mask.repeat(1, R, 1)[:, None]
+
+
+@contextlib.contextmanager
+def _without_onednn():
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
