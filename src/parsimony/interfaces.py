@@ -1,6 +1,6 @@
 """What a benchmark may ask of a system, and the values that pass between them.
 
-A method's ``build(model, assets)`` returns a system that satisfies one or more of these protocols; a benchmark
+A method's ``build(model, inputs)`` returns a system that satisfies one or more of these protocols; a benchmark
 names the one it needs, and the plan rejects a pair that does not fit before anything runs.
 """
 
@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    import pandas as pd
     import torch
 
 
@@ -53,6 +56,22 @@ class Generation:
     cost: Cost
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a method may use besides the model.
+
+    Attributes
+    ----------
+    assets : dict of str to Path
+        Folder of each asset of the method's config, by field.
+    records : dict of str to DataFrame
+        Records of the cells the method's config `uses`, by benchmark (same model, reference method).
+    """
+
+    assets: dict[str, Path] = field(default_factory=dict)
+    records: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
 @runtime_checkable
 class TextGenerator(Protocol):
     """Continues a prompt."""
@@ -77,6 +96,19 @@ class ForwardTimer(Protocol):
 
     def forward_seconds(self, rows: int, context: int) -> float:
         """Wall-clock seconds of one pass over ``rows`` tokens behind ``context`` cached ones."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Learns from the items it has seen; the cell saves its state with every shard, so that a rerun goes on from it."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything carried from item to item."""
+        ...
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go back to a saved state; an empty dict is the state after building."""
         ...
 
 

@@ -47,9 +47,8 @@ class DecoderConfig:
     def from_hf(cls, c: dict, causal: bool = True) -> DecoderConfig:
         """Read the fields that matter; unknown rotary types and model types are refused in one sentence."""
         if c.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
-            raise UserError(
-                f"model_type {c.get('model_type')!r} is not one the decoder can load: llama, mistral, qwen2, qwen3"
-            )
+            known = "llama, mistral, qwen2, qwen3"
+            raise UserError(f"model_type {c.get('model_type')!r} is not one the decoder can load: {known}")
         rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         layers = c["num_hidden_layers"]
@@ -117,9 +116,7 @@ class Decoder:
         float32, bfloat16 or float16.
     """
 
-    def __init__(
-        self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype=torch.float32, device="cpu"
-    ):
+    def __init__(self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype, device="cpu"):
         def get(name: str) -> Tensor | None:
             tensor = weights(name)
             return None if tensor is None else tensor.to(device=device, dtype=dtype)
@@ -303,7 +300,7 @@ class Decoder:
         return self._rotations[0][at][:, :, None], self._rotations[1][at][:, :, None]
 
     def _plain_mask(self, start: int, T: int, R: int, tree: Tensor | None) -> Tensor | None:
-        """Additive mask [R*T, L + T] for one unpadded sequence: everything cached is seen; a view of a cached buffer."""
+        """Additive mask [R*T, L + T] for one unpadded sequence: all cached is seen; a view of a kept buffer."""
         if T == 1 or (tree is None and not self.config.causal):
             return None
         key = (T, None if tree is None else id(tree))

@@ -1,0 +1,202 @@
+"""The one draft-verify loop: a drafter proposes, the target verifies in one pass, accepts, keeps the cache, counts.
+
+Plain greedy decoding is this loop with a drafter that proposes nothing.  Output is the target's greedy output
+whatever the drafts are; only their cost differs.  The rows of one pass are the root (the newest token, not in the
+cache yet) and the draft nodes behind it; node j is right if its parent's argmax is its token.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parsimony.interfaces import Cost, Generation, Stateful
+from parsimony.models.language import Language
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Shape of a draft: row 0 is the root, row j > 0 hangs under row ``parents[j] < j``; breadth-first order.
+
+    Attributes
+    ----------
+    parents, depth : Tensor [n + 1] int64
+    sees : Tensor [n + 1, n + 1] bool
+        ``sees[i, j]``: j is i or an ancestor of i.
+    chain : bool
+        Every node hangs under the one before it, so the ordinary causal mask serves.
+    """
+
+    parents: Tensor
+    depth: Tensor
+    sees: Tensor
+    chain: bool
+
+    @classmethod
+    def of(cls, parents: list[int]) -> Tree:
+        """Build from the parents of the n draft nodes (rows 1..n)."""
+        parents = [0, *parents]
+        n = len(parents)
+        depth, sees = torch.zeros(n, dtype=torch.int64), torch.eye(n, dtype=torch.bool)
+        for j in range(1, n):
+            if not 0 <= parents[j] < j:
+                raise ValueError(f"node {j} must hang under an earlier one, not under {parents[j]}")
+            depth[j] = depth[parents[j]] + 1
+            sees[j] |= sees[parents[j]]
+        chain = all(parents[j] == j - 1 for j in range(1, n))
+        return cls(torch.tensor(parents), depth, sees, chain)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def line(n: int) -> Tree:
+        """A chain of n draft nodes."""
+        return Tree.of(list(range(n)))
+
+
+class Drafter(Protocol):
+    """What a speculative method supplies; everything else is shared."""
+
+    reads_prompt: bool
+    """Whether `start` wants the logits of the prompt (they cost one head product a prompt token)."""
+
+    def start(self, prompt: Tensor, token: int, logits: Tensor | None) -> None:
+        """A new sequence begins: its prompt [T] int64, the first generated token, the prompt's logits [T, V]."""
+        ...
+
+    def propose(self, room: int) -> tuple[Tensor, Tree]:
+        """Draft at most ``room`` levels behind the newest token: tokens [n] int64 and their tree (n may be 0)."""
+        ...
+
+    def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
+        """A pass is over: its rows [n+1], their logits [n+1, V], the accepted rows, and the tokens gained."""
+        ...
+
+
+def longest(rows: Tensor, choice: Tensor, tree: Tree) -> Tensor:
+    """Rows of the longest right path ([depth + 1], root first; the first in breadth-first order among equals).
+
+    Parameters
+    ----------
+    rows : Tensor [n + 1] int64
+        Token of each row.
+    choice : Tensor [n + 1] int64
+        The target's next token behind each row.
+    """
+    right = choice[tree.parents] == rows
+    right[0] = True
+    whole = ~(tree.sees & ~right).any(1)  # every ancestor is right
+    best = torch.where(whole, tree.depth, -1).argmax()
+    return tree.sees[best].nonzero()[:, 0]
+
+
+class VerifyLoop:
+    """A text generator that decodes greedily with any drafter.
+
+    Parameters
+    ----------
+    model : Language
+    drafter : Drafter or None
+        None proposes nothing: plain greedy decoding.
+    """
+
+    def __init__(self, model: Language, drafter: Drafter | None = None):
+        self.model, self.drafter = model, drafter
+        self._cache = None
+
+    def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
+        """Greedy continuation of ``prompt_ids`` by at most ``limit`` tokens; deterministic, so ``rng`` is not drawn.
+
+        The first token comes from the prefill; `Cost.passes` and `Cost.accepted_per_pass` count what follows it.
+        """
+        decoder, stop = self.model.decoder, self.model.stop_ids
+        cost, began = Cost(), perf_counter()
+        if limit < 1:
+            return Generation(torch.empty(0, dtype=torch.int64), cost)
+        cache = self._empty_cache(len(prompt_ids) + limit + 128)
+        reads = self.drafter is not None and self.drafter.reads_prompt
+        logits = decoder.prefill(prompt_ids[None], cache, want="all" if reads else "last")[0]
+        tokens = [int(logits[-1].argmax())]
+        if self.drafter is not None:
+            self.drafter.start(prompt_ids, tokens[0], logits if reads else None)
+        cost.prefill_seconds = perf_counter() - began
+        nothing = torch.empty(0, dtype=torch.int64)
+
+        while tokens[-1] not in stop and len(tokens) < limit:
+            began = perf_counter()
+            room = limit - len(tokens) - 1  # the bonus token takes the last place
+            draft, tree = (nothing, Tree.line(0)) if self.drafter is None else self.drafter.propose(room)
+            drafted, length = perf_counter(), len(cache)
+            rows = torch.cat((torch.tensor([tokens[-1]]), draft))
+            where = None if tree.chain else (length + tree.depth)[None]
+            logits = decoder.forward(rows[None], cache, positions=where, tree=None if tree.chain else tree.sees)[0]
+            choice = logits.argmax(-1)
+            path = longest(rows, choice, tree)
+            if tree.chain:
+                cache.truncate(length + len(path))
+            else:
+                cache.keep(path, start=length)
+            gained = choice[path]  # the accepted tokens, then the bonus token
+            new = _until(gained.tolist(), stop, limit - len(tokens))
+            tokens += new
+            cost.passes += 1
+            cost.rows += len(rows)
+            cost.drafted += len(draft)
+            cost.accepted += min(len(new), len(path) - 1)
+            cost.accepted_per_pass.append(len(new))
+            verified = perf_counter()
+            if self.drafter is not None and tokens[-1] not in stop and len(tokens) < limit:
+                self.drafter.observe(rows, logits, path, gained)
+            cost.draft_seconds += drafted - began + perf_counter() - verified
+            cost.verify_seconds += verified - drafted
+        cost.cache_bytes = cache.nbytes()
+        return Generation(torch.tensor(tokens), cost)
+
+    def nll(self, ids: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of ``ids[1:]`` ([T-1] float64), of the same network and cache."""
+        cache = self._empty_cache(len(ids))
+        hidden = self.model.decoder.prefill(ids[None, :-1], cache, want="hidden")[0]
+        head, pieces = self.model.decoder.head, []
+        for h, target in zip(hidden.split(64), ids[1:].split(64), strict=True):  # [64, V] logits at a time
+            logits = torch.nn.functional.linear(h, head).double()
+            pieces.append(torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0])
+        return torch.cat(pieces)
+
+    def forward_seconds(self, rows: int, context: int) -> float:
+        """Seconds of one pass over ``rows`` tokens behind ``context`` cached ones, logits and argmax included."""
+        decoder = self.model.decoder
+        cache = self._empty_cache(context + rows)
+        ids = torch.arange(context + rows)[None] % decoder.config.vocabulary
+        decoder.prefill(ids[:, :context], cache, want="none")
+        began = perf_counter()
+        decoder.forward(ids[:, context:], cache)[0].argmax(-1)
+        return perf_counter() - began
+
+    def state(self) -> dict[str, Tensor]:
+        """What the drafter has learnt, if it carries anything from sequence to sequence."""
+        return self.drafter.state() if isinstance(self.drafter, Stateful) else {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a saved `state`; an empty one is that of a new drafter."""
+        if isinstance(self.drafter, Stateful):
+            self.drafter.restore(state)
+
+    def _empty_cache(self, capacity: int):
+        if self._cache is None:
+            self._cache = self.model.decoder.cache(capacity)
+        self._cache.clear()
+        self._cache.reserve(capacity)
+        return self._cache
+
+
+def _until(tokens: list[int], stop: frozenset[int], limit: int) -> list[int]:
+    """The first ``limit`` tokens, cut behind the first that ends the turn."""
+    for n, token in enumerate(tokens[:limit]):
+        if token in stop:
+            return tokens[: n + 1]
+    return tokens[:limit]

@@ -1,0 +1,68 @@
+"""A language model as the methods receive it: network, tokenizer and roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parsimony.errors import UserError
+from parsimony.models.decoder import Decoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Language:
+    """A loaded language model.
+
+    Attributes
+    ----------
+    decoder : Decoder
+    folder : Path
+        Where the weights, the configuration and the tokenizer lie.
+    stop : tuple of str
+        Tokens that end a generated turn. The same id may also stand inside a prompt (SmolLM2 ends every turn with
+        its end-of-sequence token), so only generated positions are ever searched for it.
+    """
+
+    decoder: Decoder
+    folder: Path
+    stop: tuple[str, ...]
+
+    @classmethod
+    def load(cls, folder: Path, stop, dtype: str, device: str = "cpu") -> Language:
+        """Load weights in ``dtype`` ("float32", "bfloat16" or "float16")."""
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        return cls(Decoder.load(folder, DTYPES[dtype], device), Path(folder), tuple(stop))
+
+    @cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        ids = self.tokenizer.convert_tokens_to_ids(list(self.stop))
+        for token, number in zip(self.stop, ids, strict=True):
+            if number is None or number == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
+                raise UserError(f"stop token {token!r} is not in the vocabulary of {self.folder}")
+        return frozenset(ids)
+
+    def chat(self, messages: list[dict]) -> Tensor:
+        """Token ids ([T] int64) of a conversation up to where the assistant begins to speak."""
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids ([T] int64) of a text as it stands, without special tokens."""
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of generated ids, without the tokens that end a turn."""
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
