@@ -7,7 +7,7 @@ Every group (`suite`, `paper`, `model`, `method`, `benchmark`) is one model belo
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ Family = Literal[
     "representation", "serving", "evaluation",
 ]  # fmt: skip
 Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer"]
+Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
 Params = dict[str, Scalar | list[Scalar] | None]
 
@@ -158,6 +159,7 @@ class Suite(Closed):
     papers: list[Key]
     models: list[Key]
     seed: int = 0
+    sources: list[Source] = Field(list(get_args(Source)), description="where assets may come from")
     points: dict[Key, list[Key]] = Field({}, description="method -> operating points; all if not named")
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
 
@@ -173,7 +175,7 @@ class LockedFile(Closed):
 class Asset(Closed):
     """One row of ``assets.lock.yaml``."""
 
-    source: Literal["package", "debian", "generated", "trained", "shipped", "hub"]
+    source: Source
     revision: str = Field(description="package version, Debian version, generator version or hub commit")
     licence: str
     origin: str = Field(description="package, Debian package, hub repository, or the function that makes it")

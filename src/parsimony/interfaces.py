@@ -132,3 +132,67 @@ class Item:
     category: str
     turns: tuple[str, ...] = ()
     source: str = ""
+
+
+@dataclass
+class Outcome:
+    """What measuring one item gives.
+
+    Attributes
+    ----------
+    numbers : list of tuple
+        ``(point, metric, value, unit)``.
+    failures : dict of (point, metric) to str
+        Numbers that a check found wrong, with the cause; their status becomes ``failed``.
+    outputs : dict of (point, name) to list of float
+        Raw outputs worth keeping (tokens, tokens gained in each pass, per-token likelihoods).
+    """
+
+    numbers: list[tuple[str, str, float, str]] = field(default_factory=list)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    outputs: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+
+class Workbench(Protocol):
+    """What a benchmark may use while it measures; the cell provides it."""
+
+    points: tuple[str, ...]
+    records: dict[str, pd.DataFrame]
+
+    def model(self, dtype: str):
+        """The loaded model in ``dtype``."""
+        ...
+
+    def system(self, point: str, dtype: str):
+        """The method at an operating point; built once."""
+        ...
+
+    def reference(self, dtype: str):
+        """The declared reference, or None for a method that is its own; built once."""
+        ...
+
+    def stored(self, item: str, name: str) -> list[float] | None:
+        """An output of the reference's cell on this benchmark."""
+        ...
+
+    def rng(self, item: str) -> np.random.Generator:
+        """A generator seeded by suite and item, the same for every method and point."""
+        ...
+
+
+class Benchmark(Protocol):
+    """Items and a procedure; ``timed`` benchmarks are warmed up and reserve all cores."""
+
+    timed: bool
+
+    def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
+        """The items, in order, from the assets that are there; deterministic in ``seed``."""
+        ...
+
+    def skipped(self, missing: dict[str, str]) -> dict[str, str]:
+        """Categories that have no items, each with the reason, given why assets are missing."""
+        ...
+
+    def measure(self, item: Item, bench: Workbench) -> Outcome:
+        """Measure all operating points on one item."""
+        ...

@@ -35,9 +35,7 @@ def table_of(rows: list[dict]) -> pa.Table:
         if extra := set(row) - set(COLUMNS):
             raise ValueError(f"unknown record columns {sorted(extra)}")
         if row["status"] not in STATUSES or (row["status"] != "ok") != bool(row["reason"]):
-            raise ValueError(
-                f"status {row['status']!r} with reason {row['reason']!r}: only a status other than ok has one"
-            )
+            raise ValueError(f"status {row['status']!r} with reason {row['reason']!r}: all but ok have one")
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 

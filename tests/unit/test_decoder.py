@@ -136,9 +136,7 @@ def test_truncate_forgets(pair, ids):
 def test_attention_weights_and_hooks(pair, ids):
     model, decoder = pair
     weights, seen = [], []
-    ours = decoder.forward(
-        ids, decoder.cache(64), attention=weights, hook=lambda i, x: seen.append((i, tuple(x.shape)))
-    )
+    ours = decoder.forward(ids, decoder.cache(64), attention=weights, hook=lambda i, x: seen.append((i, (*x.shape,))))
     torch.testing.assert_close(ours, reference(model, ids), atol=TOLERANCE, rtol=0)
     assert [w.shape for w in weights] == [(1, 6, 40, 40)] * 3
     torch.testing.assert_close(weights[0].sum(-1), torch.ones(1, 6, 40))

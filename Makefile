@@ -1,0 +1,38 @@
+# `make run` measures the quick suite and writes its report; `make test` runs the tests. Both set up `.venv` first
+# and use it again as long as the pins are unchanged.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/installed-$(shell cat envs/requirements.txt pyproject.toml | cksum | tr ' ' -)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run test test-all lint install clean
+run: install
+	. $(VENV)/bin/activate && snakemake --cores all
+	@echo "report: results/quick/report/index.html"
+
+test: install
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: install
+	$(VENV)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/snakefmt --check Snakefile workflow
+	. $(VENV)/bin/activate && snakemake --lint
+
+install: $(STAMP)
+
+# The torch of the index may be a CPU or a CUDA build; installing it first keeps the resolver from replacing it.
+$(STAMP): envs/requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Parsimony needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' envs/requirements.txt)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	rm -f $(VENV)/installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake resources results/quick

@@ -1,0 +1,5 @@
+"""Models and data: fetched or made once, verified against ``configs/assets.lock.yaml``, shared under ``resources/``."""
+
+from parsimony.assets.store import Unavailable, fetch, load_path, read_lock, verify
+
+__all__ = ["Unavailable", "fetch", "load_path", "read_lock", "verify"]

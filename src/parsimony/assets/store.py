@@ -1,0 +1,185 @@
+"""The shared cache of assets: a folder each, complete and verified or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from parsimony.config import Asset, nearest, parse
+from parsimony.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class Unavailable(UserError):
+    """The asset cannot be had on this machine; studies that need it skip what depends on it, with this reason."""
+
+
+def read_lock(path: Path) -> dict[str, Asset]:
+    """All rows of a lock file.
+
+    Raises
+    ------
+    UserError
+        Naming the row and the key that is wrong.
+    """
+    try:
+        rows = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    lock = {key: parse(Asset, row, f"configs/{Path(path).name}, asset {key!r}") for key, row in rows.items()}
+    for key, asset in lock.items():
+        for needed in asset.inputs:
+            if needed not in lock:
+                raise UserError(f"{path}, asset {key!r}: no asset {needed!r}{nearest(needed, lock)}")
+    return lock
+
+
+def fetch(key: str, lock: dict[str, Asset], resources: Path) -> Path:
+    """Bring an asset into ``resources/<key>`` unless it is there already; its inputs must be.
+
+    The work is done in a folder beside it, verified, and renamed: a killed fetch leaves nothing half-made, and
+    archives that arrived whole are not downloaded again.  A Debian file that is not served here leaves a folder that
+    says so.
+
+    Raises
+    ------
+    UserError
+        When a checksum differs, the network or disk fails, or an input is missing.
+    """
+    from parsimony.assets import sources
+
+    if key not in lock:
+        raise UserError(f"configs/assets.lock.yaml has no asset {key!r}{nearest(key, lock)}")
+    asset, folder, resources = lock[key], Path(resources) / key, Path(resources)
+    resources.mkdir(parents=True, exist_ok=True)
+    with _alone(resources / f".{key}.lock"):
+        if (folder / MANIFEST).exists() and _agrees(folder, asset):
+            verify(key, lock, resources)
+            return folder
+        inputs = {name: load_path(name, lock, resources) for name in asset.inputs}
+        partial = resources / f".{key}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+            facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence}
+            try:
+                sources.SOURCES[asset.source](key, asset, partial, resources, inputs)
+                facts["files"] = _check(key, asset, partial)
+            except Unavailable as reason:
+                facts["unavailable"] = str(reason)
+            facts["row"] = _row(asset)
+            (partial / MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"no space left for asset {key!r} on the disk that holds {resources}: free some and run again"
+                ) from None
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def verify(key: str, lock: dict[str, Asset], resources: Path) -> None:
+    """Compare every file of a fetched asset with its checksum.
+
+    Raises
+    ------
+    UserError
+        Naming asset, file, what differs and how to mend it.
+    """
+    folder = Path(resources) / key
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(f"asset {key!r} is not in {resources}; run `parsimony asset {key}`") from None
+    except ValueError:
+        raise UserError(f"asset {key!r}: {folder / MANIFEST} is damaged; run `rm -r {folder}` and run again") from None
+    for name, facts in manifest.get("files", {}).items():
+        path = folder / name
+        remedy = f"run `rm -r {folder}` and run again"
+        if not path.exists():
+            raise UserError(f"asset {key!r}: file {path} is missing; {remedy}")
+        if path.stat().st_size != facts["size"]:
+            raise UserError(
+                f"asset {key!r}: file {path} has {path.stat().st_size} bytes instead of {facts['size']}; {remedy}"
+            )
+        if (found := sha256(path)) != facts["sha256"]:
+            raise UserError(
+                f"asset {key!r}: file {path} has SHA-256 {found[:12]}... instead of {facts['sha256'][:12]}...; {remedy}"
+            )
+
+
+def load_path(key: str, lock: dict[str, Asset], resources: Path) -> Path:
+    """Folder of a fetched asset, verified.
+
+    Raises
+    ------
+    Unavailable
+        When the asset cannot be had on this machine.
+    UserError
+        When it is missing or damaged.
+    """
+    verify(key, lock, resources)
+    folder = Path(resources) / key
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if "unavailable" in manifest:
+        raise Unavailable(manifest["unavailable"])
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def compare(what: str, path: Path, size: int | None, digest: str | None, remedy: str) -> dict:
+    """Size and SHA-256 of a file, after comparing them with the locked ones."""
+    facts = {"size": path.stat().st_size, "sha256": sha256(path)}
+    if size is not None and facts["size"] != size:
+        raise UserError(f"{what} has {facts['size']} bytes, the lock says {size}; {remedy}")
+    if digest is not None and facts["sha256"] != digest:
+        raise UserError(f"{what} has SHA-256 {facts['sha256'][:12]}..., the lock says {digest[:12]}...; {remedy}")
+    return facts
+
+
+def _check(key: str, asset: Asset, folder: Path) -> dict:
+    remedy = "what was fetched is not what was locked: mend the row in configs/assets.lock.yaml if that is intended"
+    facts = {}
+    for name, locked in asset.files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"asset {key!r}: {asset.origin} gave no file {name!r}; mend configs/assets.lock.yaml")
+        facts[name] = compare(f"asset {key!r}: file {name}", folder / name, locked.size, locked.sha256, remedy)
+    return facts
+
+
+def _agrees(folder: Path, asset: Asset) -> bool:
+    """Whether a folder was made from today's lock row."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())["row"] == _row(asset)
+    except (ValueError, KeyError):
+        return False
+
+
+def _row(asset: Asset) -> dict:
+    return asset.model_dump(mode="json", exclude={"note", "licence"})
+
+
+@contextlib.contextmanager
+def _alone(path: Path):
+    """Of two processes that want the same asset, the second waits and finds it there."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

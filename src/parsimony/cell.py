@@ -1,0 +1,229 @@
+"""Run one cell: load the model once, build every operating point, measure item by item in shards, publish."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+
+from parsimony import provenance, records
+from parsimony.assets import Unavailable, load_path
+from parsimony.errors import UserError
+from parsimony.instantiate import instantiate
+from parsimony.interfaces import Inputs, Item, Outcome, Stateful
+from parsimony.journal import Journal, alone
+from parsimony.plan import Cell, Plan
+
+OUTPUTS = pa.schema(
+    [("item", pa.string()), ("point", pa.string()), ("name", pa.string()), ("values", pa.list_(pa.float64()))]
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders of a run: assets under ``resources``, everything measured under ``results``/<suite>."""
+
+    resources: Path
+    results: Path
+
+    def records(self, cell: str) -> Path:
+        return self.results / "cells" / f"{cell}.parquet"
+
+    def outputs(self, cell: str) -> Path:
+        return self.results / "outputs" / f"{cell}.parquet"
+
+    def journal(self, cell: str) -> Path:
+        return self.results / "journal" / cell
+
+
+def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
+    """Measure a cell and publish its records and raw outputs; finished shards of an earlier try are kept.
+
+    Raises
+    ------
+    UserError
+        When an asset is damaged, a needed cell is missing, or the disk is full.
+    """
+    cell = plan.cell(cell_id)
+    with alone(places.results / "journal" / f"{cell_id}.lock"):
+        if _published(cell, places):
+            return
+        paths, missing = _assets(plan, cell, places)
+        benchmark = instantiate(plan.benchmarks[cell.benchmark].target, plan.params(cell.benchmark))
+        items = benchmark.items(paths, plan.suite.seed)
+        if len({item.id for item in items}) < len(items):
+            raise ValueError(f"benchmark {cell.benchmark!r} repeats item ids")
+        skipped = benchmark.skipped(missing)
+        if not items and not skipped:
+            raise UserError(f"benchmark {cell.benchmark!r} has no items in suite {plan.name!r}; raise its 'items'")
+        journal = Journal(places.journal(cell_id), cell.version, [item.id for item in items], plan.suite.seed)
+        shards = _measure(plan, cell, places, paths, benchmark, items, journal)
+        _publish(plan, cell, places, benchmark, items, shards, skipped)
+        journal.remove()
+
+
+def _measure(plan, cell, places, paths, benchmark, items, journal) -> list[dict]:
+    """Shards of all items; computes those that the journal lacks."""
+    shards = journal.done()
+    if len(shards) == len(items):
+        return shards
+    bench = Bench(plan, cell, places, paths)
+    if shards and shards[-1]["learns"]:
+        state = journal.state(len(shards) - 1)
+        if state is None:
+            shards = []  # the systems learn from item to item, and what they had learnt is lost
+        else:
+            bench.restore(state)
+    if benchmark.timed:
+        before = bench.state()
+        benchmark.measure(items[len(shards)], bench)  # warms up; not recorded
+        bench.restore(before)
+    began, todo = perf_counter(), len(items) - len(shards)
+    for n in range(len(shards), len(items)):
+        shard = _shard(benchmark.measure(items[n], bench))
+        state = bench.state()
+        journal.write(n, shard | {"learns": bool(state)}, state)
+        shards.append(shard)
+        spent, count = perf_counter() - began, n + 1 - (len(items) - todo)
+        rest = spent / count * (todo - count)
+        print(f"{cell.id}: {n + 1}/{len(items)} {items[n].id}, {rest:.0f} s left", file=sys.stderr, flush=True)
+    return shards
+
+
+class Bench:
+    """The `Workbench` of a cell: models, systems and reference, each loaded or built at its first use."""
+
+    def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
+        import torch
+
+        torch.set_num_threads(provenance.cores())
+        self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
+        self.points = cell.points
+        self.method = plan.methods[cell.method]
+        self.records, self._stored = {}, {}
+        for need in cell.needs:
+            used = plan.cells[need].benchmark
+            self.records[used] = records.read(places.records(need))[0]
+            if used == cell.benchmark:
+                table, _ = records.read_table(places.outputs(need))
+                first = table["point"][0].as_py() if table.num_rows else None
+                rows = (row for row in table.to_pylist() if row["point"] == first)
+                self._stored = {(row["item"], row["name"]): row["values"] for row in rows}
+        self.model = cache(self._model)
+        self._build = cache(self._build_system)
+        self._built: dict[str, object] = {}
+
+    def _model(self, dtype: str):
+        from parsimony.models.language import Language
+
+        config = self.plan.models[self.cell.model]
+        return Language.load(self.paths[config.asset], config.stop, dtype)
+
+    def system(self, point: str, dtype: str):
+        system = self._build(self.cell.method, point, dtype)
+        self._built[f"{point}.{dtype}"] = system
+        return system
+
+    def reference(self, dtype: str):
+        name = self.method.reference
+        return None if name is None else self._build(name, next(iter(self.plan.methods[name].points)), dtype)
+
+    def _build_system(self, method: str, point: str, dtype: str):
+        config = self.plan.methods[method]
+        assets = {name: self.paths[key] for name, key in config.assets.get(self.cell.model, {}).items()}
+        uses = {used: self.records[used] for used in config.uses if used in self.records}
+        built = instantiate(config.target, config.params | config.points[point])
+        return built.build(self.model(dtype), Inputs(assets, uses))
+
+    def stored(self, item: str, name: str) -> list[float]:
+        if (item, name) not in self._stored:
+            raise UserError(
+                f"cell {self.cell.id!r} compares item {item!r} with the reference, whose cell has no {name!r} for it; "
+                f"remove {self.places.records(self.cell.needs[0])} and run again"
+            )
+        return self._stored[item, name]
+
+    def rng(self, item: str) -> np.random.Generator:
+        return np.random.default_rng([self.plan.suite.seed, zlib.crc32(item.encode())])
+
+    def state(self) -> dict:
+        """What the systems built so far have learnt: tensors named ``point.dtype.name``."""
+        return {
+            f"{key}.{name}": tensor
+            for key, system in self._built.items()
+            if isinstance(system, Stateful)
+            for name, tensor in system.state().items()
+        }
+
+    def restore(self, state: dict) -> None:
+        """Give the systems back what they had learnt when ``state`` was taken."""
+        learnt: dict[str, dict] = {key: {} for key in self._built}
+        for key, tensor in state.items():
+            system, name = key.rsplit(".", 1)
+            learnt.setdefault(system, {})[name] = tensor
+        for key, tensors in learnt.items():
+            system = self.system(*key.split("."))
+            if isinstance(system, Stateful):
+                system.restore(tensors)
+
+
+def _shard(outcome: Outcome) -> dict:
+    numbers = [
+        [point, metric, float(value), unit, outcome.failures.get((point, metric), "")]
+        for point, metric, value, unit in outcome.numbers
+    ]
+    outputs = [[point, name, values] for (point, name), values in outcome.outputs.items()]
+    return {"numbers": numbers, "outputs": outputs}
+
+
+def _publish(plan, cell, places, benchmark, items: list[Item], shards: list[dict], skipped: dict[str, str]) -> None:
+    method, seed = plan.methods[cell.method], plan.suite.seed
+    common = {"suite": plan.name, "cell": cell.id, "model": cell.model, "benchmark": cell.benchmark}
+    common |= {"method": cell.method, "seed": seed}
+    settings = {p: json.dumps(method.params | method.points[p], sort_keys=True) for p in cell.points}
+    rows, outputs = [], []
+    for item, shard in zip(items, shards, strict=True):
+        for point, metric, value, unit, cause in shard["numbers"]:
+            row = {"point": point, "params": settings[point], "item": item.id, "category": item.category}
+            status = {"status": "failed" if cause else "ok", "reason": cause}
+            rows.append(common | row | {"metric": metric, "value": value, "unit": unit} | status)
+        outputs += [{"item": item.id, "point": p, "name": n, "values": v} for p, n, v in shard["outputs"]]
+    for category, reason in skipped.items():
+        for point in cell.points:
+            row = {"point": point, "params": settings[point], "item": "", "category": category, "metric": "items"}
+            rows.append(common | row | {"value": math.nan, "unit": "", "status": "skipped", "reason": reason})
+    dtype = plan.params(cell.benchmark).get("dtype", "several")
+    facts = provenance.facts(plan.root, cell, dtype, benchmark.timed)
+    records.publish(pa.Table.from_pylist(outputs, schema=OUTPUTS), places.outputs(cell.id), facts)
+    records.publish(records.table_of(rows), places.records(cell.id), facts)
+
+
+def _published(cell: Cell, places: Places) -> bool:
+    """Whether sound records of today's version are there (another run may have just made them)."""
+    try:
+        footers = [records.read_table(path(cell.id))[1] for path in (places.outputs, places.records)]
+    except UserError:
+        return False
+    return all(footer["provenance"]["version"] == cell.version for footer in footers)
+
+
+def _assets(plan: Plan, cell: Cell, places: Places) -> tuple[dict[str, Path], dict[str, str]]:
+    """Folders of the cell's assets, and why the others are missing."""
+    paths, missing = {}, {}
+    for key in plan.benchmarks[cell.benchmark].assets:
+        if key not in cell.assets:
+            missing[key] = f"suite {plan.name} takes no data from source {plan.lock[key].source}"
+    for key in cell.assets:
+        try:
+            paths[key] = load_path(key, plan.lock, places.resources)
+        except Unavailable as reason:
+            missing[key] = str(reason)
+    return paths, missing

@@ -1,0 +1,183 @@
+"""`parsimony`: plan, measure, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from parsimony.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; what a user can mend is one sentence on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"parsimony: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(
+            f"parsimony: the package {error.name!r} is missing in {sys.prefix}; run `make install`, or "
+            "`pip install -r envs/requirements.txt`",
+            file=sys.stderr,
+        )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return EXIT_USER_ERROR
+
+
+def plan_command(options) -> None:
+    from parsimony.plan import make_plan
+
+    plan = make_plan(options.overrides)
+    if options.format == "json":
+        print(json.dumps(plan.as_json(), indent=1))
+        return
+    print(f"suite {plan.name}: {plan.suite.title}\n\n{len(plan.cells)} cells")
+    for cell in plan.cells.values():
+        print(f"  {cell.id}  [{', '.join(cell.points)}]")
+    print(f"\n{len(plan.assets)} assets")
+    for key, version in plan.assets.items():
+        print(f"  {key}  {plan.lock[key].source}  {version}")
+
+
+def asset_command(options) -> None:
+    from parsimony.assets import fetch
+    from parsimony.plan import make_plan
+
+    plan = make_plan(options.overrides)
+    print(f"{options.asset}: {fetch(options.asset, plan.lock, plan.root / 'resources')}")
+
+
+def cell_command(options) -> None:
+    from parsimony.cell import run_cell
+    from parsimony.plan import make_plan
+
+    plan = make_plan(options.overrides)
+    run_cell(plan, options.cell, _places(plan))
+
+
+def run_command(options) -> int:
+    from parsimony.plan import find_root
+
+    root = find_root()
+    command = [sys.executable, "-m", "snakemake", "--cores", str(options.cores or "all"), "--directory", str(root)]
+    command += ["--snakefile", str(root / "Snakefile")] + options.targets
+    suites = [o.partition("=")[2] for o in options.overrides if o.startswith("suite=")]
+    others = [o for o in options.overrides if not o.startswith("suite=")]
+    config = [f"suite={suite}" for suite in suites[-1:]] + ([f"set={' '.join(others)}"] if others else [])
+    command += ["--dry-run"] if options.dry_run else []
+    command += ["--config", *config] if config else []
+    return subprocess.run(command).returncode
+
+
+def report_command(options) -> None:
+    from parsimony.plan import make_plan
+    from parsimony.report import write_report
+
+    plan = make_plan(options.overrides)
+    places = _places(plan)
+    print(write_report(plan, places.results / "cells", places.results / "report"))
+
+
+def publish_command(options) -> None:
+    from parsimony.plan import make_plan
+    from parsimony.report import publish
+
+    plan = make_plan(options.overrides)
+    print(publish(plan, _places(plan).results / "cells"))
+
+
+def published_command(options) -> None:
+    from parsimony.report import rebuild_published
+
+    print(rebuild_published())
+
+
+def claims_command(options) -> None:
+    from parsimony.report import evaluate
+    from parsimony.report.ledger import ledger_markdown
+
+    _, ledger, _ = evaluate(options.overrides)
+    print(json.dumps(ledger, indent=1) if options.format == "json" else ledger_markdown(ledger))
+
+
+def coverage_command(options) -> None:
+    from parsimony.report import evaluate
+    from parsimony.report.ledger import coverage_markdown
+
+    _, _, coverage = evaluate(options.overrides)
+    print(json.dumps(coverage, indent=1) if options.format == "json" else coverage_markdown(coverage))
+
+
+def bench_command(options) -> None:
+    from parsimony.bench import as_text, bench_decoder
+    from parsimony.plan import make_plan
+
+    result = bench_decoder(make_plan(options.overrides))
+    print(json.dumps(result, indent=1) if options.format == "json" else as_text(result))
+
+
+def doctor_command(options) -> int:
+    from parsimony.doctor import examine
+
+    return examine()
+
+
+def _places(plan):
+    from parsimony.cell import Places
+
+    return Places(plan.root / "resources", plan.root / "results" / plan.name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from parsimony import __version__
+
+    parser = argparse.ArgumentParser("parsimony", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name, run, about, formats=False):
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run, overrides=[])
+        if formats:
+            command.add_argument("--format", choices=("text", "json"), default="text")
+        return command
+
+    def take_overrides(command):
+        about = "such as suite=local or method.token_recycling.params.hot=false"
+        command.add_argument("overrides", nargs="*", metavar="override", help=about)
+
+    take_overrides(add("plan", plan_command, "list the cells and assets of a suite", formats=True))
+    run = add("run", run_command, "measure a suite and write its report (a short form of snakemake)")
+    run.add_argument("--cores", type=int, help="all if not given")
+    run.add_argument("--dry-run", "-n", action="store_true", help="show what would be done")
+    run.add_argument("--target", dest="targets", action="append", default=[], help="a rule or file")
+    take_overrides(run)
+    take_overrides(add("claims", claims_command, "the ledger: each published claim with its verdict", formats=True))
+    take_overrides(add("coverage", coverage_command, "what is built and measured of each paper", formats=True))
+    take_overrides(add("report", report_command, "tables, figures and the page from a suite's records"))
+    take_overrides(add("publish", publish_command, "copy a suite's records to results/published and rebuild it"))
+    add("published", published_command, "rebuild results/published from its committed records")
+    asset = add("asset", asset_command, "fetch or make one asset")
+    asset.add_argument("asset")
+    take_overrides(asset)
+    cell = add("cell", cell_command, "measure one cell (goes on where an earlier try stopped)")
+    cell.add_argument("cell")
+    take_overrides(cell)
+    bench = add("bench", bench_command, "time our decoder against transformers in one process", formats=True)
+    bench.add_argument("what", choices=("decoder",))
+    take_overrides(bench)
+    add("doctor", doctor_command, "what this machine has, and what that allows")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

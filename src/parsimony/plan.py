@@ -1,0 +1,290 @@
+"""From a suite to cells and assets.  Pure and fast: imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from parsimony import fingerprint
+from parsimony.config import Asset, Benchmark, Method, Model, Paper, Suite, nearest, parse
+from parsimony.errors import UserError
+
+GROUPS = {"model": Model, "method": Method, "benchmark": Benchmark}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, method, benchmark) triple: one job, all operating points of the method.
+
+    Attributes
+    ----------
+    points : tuple of str
+        Operating points to evaluate, in the order of the method's config.
+    papers : tuple of str
+        Papers of the suite whose study asks for this cell.
+    needs : tuple of str
+        Cells that must be measured before.
+    assets : tuple of str
+        Assets that must be there: the model's, the benchmark's and the method's.
+    code : str
+        Version of the code of method, reference and benchmark.
+    version : str
+        Hash of all that determines the result: code, configuration and assets.
+    """
+
+    id: str
+    model: str
+    method: str
+    benchmark: str
+    points: tuple[str, ...]
+    papers: tuple[str, ...]
+    needs: tuple[str, ...]
+    assets: tuple[str, ...]
+    code: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a suite measures, with the configuration it was made from."""
+
+    root: Path
+    name: str
+    suite: Suite
+    papers: dict[str, Paper]
+    models: dict[str, Model]
+    methods: dict[str, Method]
+    benchmarks: dict[str, Benchmark]
+    lock: dict[str, Asset]
+    cells: dict[str, Cell]
+
+    @cached_property
+    def assets(self) -> dict[str, str]:
+        """Assets of all cells and their inputs, inputs first, with the version of each."""
+        order: dict[str, str] = {}
+
+        def add(key: str):
+            for needed in self.lock[key].inputs:
+                add(needed)
+            order.setdefault(key, asset_version(self.lock, key))
+
+        for cell in self.cells.values():
+            for key in cell.assets:
+                add(key)
+        return order
+
+    def cell(self, cell_id: str) -> Cell:
+        """A cell by its id, or one sentence that names the nearest."""
+        if cell_id not in self.cells:
+            raise UserError(f"suite {self.name!r} has no cell {cell_id!r}{nearest(cell_id, self.cells)}")
+        return self.cells[cell_id]
+
+    def params(self, benchmark: str) -> dict:
+        """Parameters of a benchmark in this suite."""
+        return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
+
+    def as_json(self) -> dict:
+        """``{"cells": [...], "assets": [...]}``."""
+        rows = [{"key": k, "source": self.lock[k].source, "version": v} for k, v in self.assets.items()]
+        return {"cells": [asdict(cell) for cell in self.cells.values()], "assets": rows}
+
+
+def make_plan(overrides: Iterable[str] = (), root: Path | None = None) -> Plan:
+    """Read ``configs/`` with Hydra overrides such as ``suite=local`` or ``method.token_recycling.params.hot=false``.
+
+    Raises
+    ------
+    UserError
+        One sentence that names what is wrong, in which file, and the nearest valid key.
+    """
+    root = find_root() if root is None else Path(root)
+    name, raw = compose(root, list(overrides))
+    suite = parse(Suite, raw["suite"], f"configs/suite/{name}.yaml")
+    groups = {
+        group: {key: parse(kind, value, f"configs/{group}/{key}.yaml") for key, value in raw[group].items()}
+        for group, kind in GROUPS.items()
+    }
+    lock = read_lock(root)
+    papers = read_papers(root, suite.papers, f"configs/suite/{name}.yaml")
+    plan = Plan(root, name, suite, papers, groups["model"], groups["method"], groups["benchmark"], lock, {})
+    _check_names(plan)
+    for paper, config in papers.items():
+        for study in config.study:
+            for benchmark in study.benchmarks:
+                for method in study.methods:
+                    for model in suite.models:
+                        _add(plan, model, method, benchmark, paper)
+    return plan
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project's folder: the nearest one upwards that holds ``configs/config.yaml``."""
+    start = Path(start or os.environ.get("PARSIMONY_ROOT") or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "configs" / "config.yaml").is_file():
+            return folder
+    raise UserError(f"no configs/config.yaml in {start} or above it: run inside the project's folder")
+
+
+def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
+    """The suite's name and the composed, untyped configuration of all groups but the papers."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    configs = root / "configs"
+    keys = {group: sorted(f.stem for f in (configs / group).glob("*.yaml")) for group in GROUPS}
+    everything = [f"+{group}@{group}.{key}={key}" for group in keys for key in keys[group]]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(configs), version_base="1.3"):
+            composed = hydra_compose("config", overrides=everything + overrides, return_hydra_config=True)
+            name = composed.hydra.runtime.choices.suite
+            raw = {key: OmegaConf.to_container(composed[key], resolve=True) for key in ("suite", *GROUPS)}
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error, overrides, configs)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"a file under {configs} is not YAML: {' '.join(str(error).split())}") from None
+    return name, raw
+
+
+def read_papers(root: Path, keys: Iterable[str] | None = None, where: str = "") -> dict[str, Paper]:
+    """The papers with the given keys (all papers of ``configs/paper`` if none are given)."""
+    folder = root / "configs" / "paper"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    papers = {}
+    for key in known if keys is None else keys:
+        if key not in known:
+            raise UserError(f"{where}: no paper {key!r} in configs/paper{nearest(key, known)}")
+        papers[key] = parse(Paper, _yaml(folder / f"{key}.yaml"), f"configs/paper/{key}.yaml")
+    return papers
+
+
+def read_lock(root: Path) -> dict[str, Asset]:
+    """All rows of ``configs/assets.lock.yaml``."""
+    from parsimony.assets import read_lock as read
+
+    return read(root / "configs" / "assets.lock.yaml")
+
+
+def asset_version(lock: dict[str, Asset], key: str) -> str:
+    """Hash of an asset's lock row, of the code that makes it, and of its inputs."""
+    row = lock[key]
+    made = row.source in ("generated", "trained")
+    code = fingerprint.code_version(row.origin) if made else ""
+    content = row.model_dump(mode="json", exclude={"note", "licence"})
+    return fingerprint.combine([content, code, [asset_version(lock, needed) for needed in row.inputs]])
+
+
+def _yaml(path: Path):
+    try:
+        return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _sentence(error: Exception, overrides: list[str], configs: Path) -> str:
+    """Hydra's complaint as one sentence with the nearest valid name."""
+    message = " ".join(str(error).split())
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.split("@")[0]
+        if (configs / group).is_dir() and value and not (configs / group / f"{value}.yaml").exists():
+            known = [file.stem for file in (configs / group).glob("*.yaml")]
+            return f"override {override!r}: no configs/{group}/{value}.yaml{nearest(value, known)}"
+        if key in message or repr(key.rsplit('.', 1)[-1]) in message:
+            return f"override {override!r} does not fit: {_hint(key, configs) or message}"
+    return message
+
+
+def _hint(key: str, configs: Path) -> str:
+    """Where the path of an override leaves the configuration, and what would fit there."""
+    parts = key.split(".")
+    if parts[0] == "suite":
+        return f"a suite has no key {'.'.join(parts[1:])!r}{nearest(parts[1], Suite.model_fields)}" if parts[1:] else ""
+    if parts[0] not in GROUPS:
+        return f"no group {parts[0]!r}{nearest(parts[0], ['suite', *GROUPS])}"
+    known = [file.stem for file in (configs / parts[0]).glob("*.yaml")]
+    if len(parts) > 1 and parts[1] not in known:
+        return f"no {parts[0]} {parts[1]!r}{nearest(parts[1], known)}"
+    node = _yaml(configs / parts[0] / f"{parts[1]}.yaml") if len(parts) > 1 else {}
+    for part in parts[2:]:
+        if not isinstance(node, dict) or part not in node:
+            return f"configs/{parts[0]}/{parts[1]}.yaml has no key {part!r}{nearest(part, node or [])}"
+        node = node[part]
+    return ""
+
+
+def _check_names(plan: Plan) -> None:
+    """Every name in the suite and in the studies must be there."""
+    where = f"configs/suite/{plan.name}.yaml"
+    for key in plan.suite.models:
+        _known(key, plan.models, "model", where)
+    for key, points in plan.suite.points.items():
+        _known(key, plan.methods, "method", where)
+        for point in points:
+            _known(point, plan.methods[key].points, f"point of method {key!r}:", where)
+    for key, params in plan.suite.params.items():
+        _known(key, plan.benchmarks, "benchmark", where)
+        for param in params:
+            _known(param, plan.benchmarks[key].params, f"parameter of benchmark {key!r}:", where)
+    for group in ("methods", "benchmarks"):
+        for key, config in getattr(plan, group).items():
+            if not fingerprint.exists(config.target):
+                raise UserError(f"configs/{group[:-1]}/{key}.yaml: _target_ {config.target!r} is not defined in src/")
+
+
+def _known(key: str, valid, what: str, where: str) -> None:
+    if key not in valid:
+        raise UserError(f"{where}: no {what} {key!r}{nearest(key, valid)}")
+
+
+def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str) -> str:
+    """Add a cell and the cells it needs; returns its id."""
+    where = f"configs/paper/{paper}.yaml"
+    _known(method, plan.methods, "method", where)
+    _known(benchmark, plan.benchmarks, "benchmark", where)
+    m, b = plan.methods[method], plan.benchmarks[benchmark]
+    if b.needs not in m.implements:
+        raise UserError(
+            f"{where}: method {method!r} does not fit benchmark {benchmark!r}, which needs {b.needs}; the method "
+            f"implements {', '.join(m.implements)}"
+        )
+    cell_id = f"{benchmark}--{model}--{method}"
+    if cell_id in plan.cells:
+        old = plan.cells[cell_id]
+        if paper not in old.papers:
+            plan.cells[cell_id] = Cell(**{**vars(old), "papers": (*old.papers, paper)})
+        return cell_id
+    reference = m.reference or method
+    _known(reference, plan.methods, "method", f"configs/method/{method}.yaml")
+    used = [key for key in (*m.uses, *b.uses) if (reference, key) != (method, benchmark)]
+    needs = tuple(dict.fromkeys(_add(plan, model, reference, key, paper) for key in used))
+    extra = m.assets.get(model, {})
+    assets = [plan.models[model].asset, *b.assets, *extra.values()]
+    for key in assets:
+        _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
+    allowed = tuple(key for key in assets if plan.lock[key].source in plan.suite.sources)
+    points = tuple(p for p in m.points if p in plan.suite.points.get(method, m.points))
+    code = fingerprint.code_version(m.target, plan.methods[reference].target, b.target)
+    settings = [
+        m.model_dump(mode="json", exclude={"points"}) | {"points": {p: m.points[p] for p in points}},
+        plan.methods[reference].model_dump(mode="json"),
+        [b.target, plan.params(benchmark)],
+        [plan.models[model].model_dump(mode="json"), plan.suite.seed],
+        [asset_version(plan.lock, key) for key in allowed],
+        [plan.cells[need].version for need in needs],
+    ]
+    version = fingerprint.combine([code, *settings])
+    plan.cells[cell_id] = Cell(
+        cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version
+    )
+    return cell_id

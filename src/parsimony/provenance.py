@@ -1,0 +1,63 @@
+"""Where a number comes from: the facts that the measuring process writes beside its records."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+
+
+def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
+    """Provenance of a cell: no clock time, so that the same measurement gives the same bytes.
+
+    ``determinism`` is "bit-equal rerun" where nothing but the seed decides the numbers, and "seeded" where the clock
+    is among them.
+    """
+    import torch
+
+    lock = root / "configs" / "assets.lock.yaml"
+    cuda = torch.cuda.is_available()
+    return {
+        "code_version": plan_cell.code,
+        "version": plan_cell.version,
+        "commit": commit(root),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16],
+        "device": torch.cuda.get_device_name() if cuda else processor(),
+        "cores": torch.get_num_threads(),
+        "dtype": dtype,
+        "batch": 1,
+        "determinism": "seeded" if timed else "bit-equal rerun",
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def commit(root: Path) -> str:
+    """The commit of the project's folder, with a mark if files differ from it; "unknown" outside git."""
+    try:
+        run = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

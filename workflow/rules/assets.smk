@@ -1,0 +1,16 @@
+rule asset:
+    """Fetch or make one asset, verified against the lock; downloads may fail and are tried again."""
+    input:
+        asset_inputs,
+    output:
+        "resources/{asset}/manifest.json",
+    log:
+        "results/logs/assets/{asset}.log",
+    retries: 2
+    threads: workflow.cores
+    params:
+        version=lambda wildcards: PLAN.assets[wildcards.asset],
+    message:
+        "asset {wildcards.asset}"
+    shell:
+        "{PYTHON} -m parsimony.cli asset {wildcards.asset} {ARGUMENTS} 2>&1 | tee {log}"

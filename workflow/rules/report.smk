@@ -1,0 +1,34 @@
+REPORT_CODE = code_version("parsimony.report")
+
+
+rule report:
+    """Tables, figures, numbers.tex, ledger, coverage and the page, from the records alone."""
+    input:
+        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=PLAN.cells),
+    output:
+        page=f"{RESULTS}/report/index.html",
+    log:
+        f"{RESULTS}/logs/report.log",
+    params:
+        code=REPORT_CODE,
+        papers=PLAN.papers_version,
+    shell:
+        "{PYTHON} -m parsimony.cli report {ARGUMENTS} 2>&1 | tee {log}"
+
+
+rule publish:
+    """Copy the records of this suite to results/published and rebuild what is derived from them."""
+    input:
+        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=PLAN.cells),
+    log:
+        f"{RESULTS}/logs/publish.log",
+    shell:
+        "{PYTHON} -m parsimony.cli publish {ARGUMENTS} 2>&1 | tee {log}"
+
+
+rule published:
+    """Tables and figures of results/published again, from the committed records; runs no model."""
+    log:
+        "results/logs/published.log",
+    shell:
+        "{PYTHON} -m parsimony.cli published 2>&1 | tee {log}"
