@@ -61,7 +61,7 @@ def publish(table: pa.Table, path: Path, provenance: dict) -> None:
     footer = {"rows": table.num_rows, "sha256": digest(table), "provenance": provenance}
     table = table.replace_schema_metadata({"parsimony": json.dumps(footer, sort_keys=True)})
     with atomic(path) as partial:
-        pq.write_table(table, partial, compression="zstd", store_schema=False)
+        pq.write_table(table, partial, compression="zstd")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from parsimony.benchmarks import prompts
 from parsimony.benchmarks.latency import fastest_dtype
-from parsimony.interfaces import Cost, Item, Outcome, Workbench
+from parsimony.interfaces import Cost, Item, Outcome, Stateful, Workbench
 
 TIE = 1e-4
 """Two logits closer than this are a tie that another order of summation may turn (float32)."""
@@ -64,6 +64,8 @@ class SpecMix:
         for point in bench.points:
             run = runs[point]
             run.count(outcome, point, self.timed)
+            learnt = turns[point][0].state() if isinstance(turns[point][0], Stateful) else {}
+            outcome.numbers.append((point, "state_bytes", sum(tensor.nbytes for tensor in learnt.values()), "bytes"))
             if reference is None:
                 continue
             if self.timed:
