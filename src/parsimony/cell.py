@@ -22,9 +22,9 @@ from parsimony.interfaces import Inputs, Item, Outcome, Stateful
 from parsimony.journal import Journal, alone
 from parsimony.plan import Cell, Plan
 
-OUTPUTS = pa.schema(
-    [("item", pa.string()), ("point", pa.string()), ("name", pa.string()), ("values", pa.list_(pa.float64()))]
-)
+# "element" is what Parquet calls the values of a list, so the schema survives a round trip.
+VALUES = pa.list_(pa.field("element", pa.float64()))
+OUTPUTS = pa.schema([("item", pa.string()), ("point", pa.string()), ("name", pa.string()), ("values", VALUES)])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,226 @@
+"""The only place where numbers are derived from records: ratios of totals, paired bootstrap, ties, BD-rate, Pareto."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from parsimony.errors import UserError
+
+RESAMPLES = 2000
+LEVEL = 0.95
+ENOUGH = 30
+"""Intervals are claimed on this many items or more."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A ratio of totals over items: ``(sum of over / sum of under)``, divided by a second ratio if there is one.
+
+    Attributes
+    ----------
+    title, unit : str
+    better : {"higher", "lower", ""}
+    over : tuple of str
+        Metrics whose totals are added.
+    under : str
+        Metric of the denominator; "" counts the items.
+    against : tuple (over, under), optional
+        The same ratio of the reference, by which the first is divided (a paired speed-up).
+    scale : callable, optional
+        Last step, such as the exponential of a mean log-likelihood.
+    """
+
+    title: str
+    unit: str
+    better: str
+    over: tuple[str, ...]
+    under: str = ""
+    against: tuple[str, str] | None = None
+    scale: object = None
+
+
+QUANTITIES = {
+    "mean_accepted_tokens": Quantity("Mean accepted tokens", "tokens/pass", "higher", ("step_tokens",), "passes"),
+    "passes_per_token": Quantity("Target passes per token", "passes/token", "lower", ("passes",), "step_tokens"),
+    "draft_acceptance": Quantity("Share of drafted tokens accepted", "", "higher", ("accepted",), "drafted"),
+    "drafted_per_pass": Quantity("Drafted tokens per pass", "tokens/pass", "", ("drafted",), "passes"),
+    "tokens_per_second": Quantity("Tokens per second", "tokens/s", "higher", ("tokens",), "seconds"),
+    "speedup": Quantity(
+        "Speed-up", "x", "higher", ("tokens",), "seconds", against=("reference_tokens", "reference_seconds")
+    ),
+    "speedup_fastest": Quantity(
+        "Speed-up over the fastest dtype", "x", "higher", ("tokens",), "seconds", ("fastest_tokens", "fastest_seconds")
+    ),
+    "draft_share": Quantity("Share of time spent drafting", "", "lower", ("draft_seconds",), "seconds"),
+    "exact_share": Quantity("Items equal to the reference, or tied", "", "higher", ("equal", "tie")),
+    "ties": Quantity("Share of items that tie", "", "", ("tie",)),
+    "divergence_rate": Quantity("Items that diverge from the reference", "", "lower", ("diverged",)),
+    "logit_gap": Quantity("Mean logit gap where outputs diverge", "", "", ("logit_gap",)),
+    "cache_bytes": Quantity("Live cache", "bytes", "lower", ("cache_bytes",)),
+    "state_bytes": Quantity("Drafter's own state", "bytes", "lower", ("state_bytes",)),
+    "nll_per_token": Quantity("Negative log-likelihood", "nats/token", "lower", ("nll",), "tokens"),
+    "perplexity": Quantity("Perplexity", "", "lower", ("nll",), "tokens", scale=np.exp),
+    "bits_per_byte": Quantity("Bits per byte", "bits/byte", "lower", ("nll",), "bytes", scale=lambda x: x / np.log(2)),
+}
+KEYS = ["model", "benchmark", "method", "point"]
+
+
+def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Every quantity that the records allow, per model, benchmark, method, point and category ("all" pools).
+
+    Returns
+    -------
+    DataFrame
+        Columns model, benchmark, method, point, category, quantity, value, low, high, n, unit, status, reason.
+        ``low`` and ``high`` bound the 95 % interval of a bootstrap over items, and are NaN below 30 items.
+    """
+    rows = []
+    for key, group in records.groupby(KEYS, sort=True):
+        common = dict(zip(KEYS, key, strict=True))
+        sound = group[group["status"] != "skipped"]
+        wide = sound.pivot_table(index="item", columns="metric", values="value", aggfunc="first", sort=True)
+        category = sound.groupby("item")["category"].first().reindex(wide.index)
+        for name, quantity in QUANTITIES.items():
+            if not _measurable(quantity, wide):
+                continue
+            for kind in ["all", *sorted(category.unique())]:
+                part = wide if kind == "all" else wide[(category == kind).to_numpy()]
+                value, low, high, n = estimate(quantity, part, seed)
+                rows.append(common | {"category": kind, "quantity": name, "value": value, "low": low, "high": high}
+                            | {"n": n, "unit": quantity.unit, "status": "ok", "reason": ""})  # fmt: skip
+        skipped = group[group["status"] == "skipped"].drop_duplicates("category")
+        for kind, reason in zip(skipped["category"], skipped["reason"], strict=True):
+            empty = {"quantity": "", "value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "unit": ""}
+            rows.append(common | {"category": kind, "status": "skipped", "reason": reason} | empty)
+    columns = [*KEYS, "category", "quantity", "value", "low", "high", "n", "unit", "status", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def estimate(quantity: Quantity, wide: pd.DataFrame, seed: int = 0) -> tuple[float, float, float, int]:
+    """Value, interval bounds and number of items of a quantity from one row an item, one column a metric."""
+    columns = _columns(quantity)
+    totals = wide[columns].dropna().to_numpy() if columns else np.empty((0, 0))
+    n = len(totals)
+    if n == 0:
+        return np.nan, np.nan, np.nan, 0
+    value = float(_ratio(quantity, totals.sum(0, keepdims=True), np.array([n]))[0])
+    if n < ENOUGH:
+        return value, np.nan, np.nan, n
+    low, high = np.nanquantile(_ratio(quantity, *_resampled(totals, seed)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high), n
+
+
+def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFrame, seed: int = 0):
+    """Difference of a quantity between two systems on their common items, with its 95 % interval (paired bootstrap).
+
+    Returns
+    -------
+    tuple of float
+        (difference, low, high); the bounds are NaN below 30 common items.
+    """
+    columns = _columns(quantity)
+    both = first[columns].dropna().join(second[columns].dropna(), how="inner", lsuffix="", rsuffix="_second").to_numpy()
+    n, k = len(both), len(columns)
+    if n == 0:
+        return np.nan, np.nan, np.nan
+
+    def difference(totals, count):
+        return _ratio(quantity, totals[:, :k], count) - _ratio(quantity, totals[:, k:], count)
+
+    value = float(difference(both.sum(0, keepdims=True), np.array([n]))[0])
+    if n < ENOUGH:
+        return value, np.nan, np.nan
+    low, high = np.nanquantile(difference(*_resampled(both, seed)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return value, float(low), float(high)
+
+
+def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 0) -> list[str]:
+    """Names of the best system and of all that the paired bootstrap cannot separate from it; empty below 30 items."""
+    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items()}
+    values = {name: v for name, v in values.items() if v[3] >= ENOUGH and np.isfinite(v[0])}
+    if not values or not quantity.better:
+        return []
+    sign = 1 if quantity.better == "higher" else -1
+    best = max(values, key=lambda name: sign * values[name][0])
+    group = [best]
+    for name in values:
+        if name != best:
+            _, low, high = paired_difference(quantity, systems[best], systems[name], seed)
+            if low <= 0 <= high:
+                group.append(name)
+    return group
+
+
+def wide_by_system(records: pd.DataFrame, benchmark: str) -> dict[tuple[str, str, str], pd.DataFrame]:
+    """One row an item and one column a metric, for each (model, method, point) of a benchmark."""
+    mine = records[(records["benchmark"] == benchmark) & (records["status"] != "skipped")]
+    return {
+        key: group.pivot_table(index="item", columns="metric", values="value", aggfunc="first")
+        for key, group in mine.groupby(["model", "method", "point"])
+    }
+
+
+def pareto(points: np.ndarray, higher: tuple[bool, ...]) -> np.ndarray:
+    """Mask [n] of the points ([n, k]) that no other point beats; ``higher`` says which way each axis is better."""
+    x = np.asarray(points, float) * np.where(higher, 1, -1)
+    as_good = (x[:, None] >= x[None]).all(-1)
+    better = (x[:, None] > x[None]).any(-1)
+    return ~(as_good & better).any(0)
+
+
+def bd_rate(rate: np.ndarray, quality: np.ndarray, other_rate: np.ndarray, other_quality: np.ndarray) -> float:
+    """Bjontegaard rate difference in percent of the second curve against the first (PCHIP).
+
+    Raises
+    ------
+    UserError
+        With fewer than four points on a curve, or qualities that do not overlap.
+    """
+    import bjontegaard
+
+    if min(len(rate), len(other_rate)) < 4:
+        raise UserError("a BD-rate needs at least four points on each curve; measure more operating points")
+    if max(min(quality), min(other_quality)) >= min(max(quality), max(other_quality)):
+        raise UserError("a BD-rate needs curves whose qualities overlap; choose operating points of like quality")
+    ascending, others = np.argsort(rate), np.argsort(other_rate)
+    return float(
+        bjontegaard.bd_rate(
+            np.asarray(rate)[ascending],
+            np.asarray(quality)[ascending],
+            np.asarray(other_rate)[others],
+            np.asarray(other_quality)[others],
+            method="pchip",
+        )
+    )
+
+
+def _columns(quantity: Quantity) -> list[str]:
+    names = [*quantity.over, *((quantity.under,) if quantity.under else ()), *(quantity.against or ())]
+    return list(dict.fromkeys(names))
+
+
+def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+    columns = _columns(quantity)
+    if not set(columns) <= set(wide.columns):
+        return False
+    return not quantity.under or bool((wide[quantity.under] != 0).any())
+
+
+def _resampled(totals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Column totals [RESAMPLES, k] of items drawn with replacement, and how many were drawn."""
+    n = len(totals)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return drawn @ totals, np.full(RESAMPLES, n)
+
+
+def _ratio(quantity: Quantity, totals: np.ndarray, count: np.ndarray) -> np.ndarray:
+    at = {name: totals[:, n] for n, name in enumerate(_columns(quantity))}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = sum(at[name] for name in quantity.over) / (at[quantity.under] if quantity.under else count)
+        if quantity.against:
+            over, under = quantity.against
+            value = value / (at[over] / at[under])
+    return value if quantity.scale is None else quantity.scale(value)
