@@ -69,7 +69,10 @@ def _judge(paper: Paper, check: Check | None, summary: pd.DataFrame) -> dict:
     if not paper.study:
         return nothing | {"verdict": "not implemented", "note": paper.pending}
     if check is None:
-        return nothing | {"verdict": "needs hardware", "note": "its conditions cannot be met at the scale of this suite"}
+        return nothing | {
+            "verdict": "needs hardware",
+            "note": "its conditions cannot be met at the scale of this suite",
+        }
     left = find(check.left, summary)
     right = find(check.right, summary) if isinstance(check.right, Quantity) else {"value": check.right}
     if left is None or right is None:
@@ -77,7 +80,10 @@ def _judge(paper: Paper, check: Check | None, summary: pd.DataFrame) -> dict:
     threshold = right["value"] * check.factor
     holds = RELATIONS[check.relation](left["value"], threshold)
     ours = {name: None if math.isnan(left[name]) else left[name] for name in ("value", "low", "high")}
-    notes = [f"{left['method']} at {left['point']}: {check.left.quantity} {check.relation} {threshold:.4g}.", check.scale]
+    notes = [
+        f"{left['method']} at {left['point']}: {check.left.quantity} {check.relation} {threshold:.4g}.",
+        check.scale,
+    ]
     if ours["low"] is not None and ours["low"] <= threshold <= ours["high"]:
         notes.append("The interval includes the threshold.")
     found = {"ours": ours["value"], "low": ours["low"], "high": ours["high"], "n": int(left["n"])}

@@ -51,7 +51,7 @@ def _module_of(target: str) -> str:
     return name if _path_of(name).exists() else name.rsplit(".", 1)[0]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _reads(path: Path) -> tuple[str, tuple[str, ...]]:
     """Hash of one module's normalised tree, and the modules of the package that it imports."""
     tree = ast.parse(path.read_text())

@@ -94,8 +94,8 @@ class LanguageModel(Protocol):
 class ForwardTimer(Protocol):
     """Times a forward pass of its network."""
 
-    def forward_seconds(self, rows: int, context: int) -> float:
-        """Wall-clock seconds of one pass over ``rows`` tokens behind ``context`` cached ones."""
+    def forward_seconds(self, rows: int, context: int, repeats: int) -> list[float]:
+        """Wall-clock seconds of each of several passes over ``rows`` tokens behind ``context`` cached ones."""
         ...
 
 

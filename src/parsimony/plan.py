@@ -78,6 +78,11 @@ class Plan:
                 add(key)
         return order
 
+    @cached_property
+    def papers_version(self) -> str:
+        """Hash of the content of all papers, whose claims the report judges."""
+        return fingerprint.combine({k: p.model_dump(mode="json") for k, p in read_papers(self.root).items()})
+
     def cell(self, cell_id: str) -> Cell:
         """A cell by its id, or one sentence that names the nearest."""
         if cell_id not in self.cells:
@@ -200,7 +205,7 @@ def _sentence(error: Exception, overrides: list[str], configs: Path) -> str:
         if (configs / group).is_dir() and value and not (configs / group / f"{value}.yaml").exists():
             known = [file.stem for file in (configs / group).glob("*.yaml")]
             return f"override {override!r}: no configs/{group}/{value}.yaml{nearest(value, known)}"
-        if key in message or repr(key.rsplit('.', 1)[-1]) in message:
+        if key in message or repr(key.rsplit(".", 1)[-1]) in message:
             return f"override {override!r} does not fit: {_hint(key, configs) or message}"
     return message
 
@@ -284,7 +289,5 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str) -> str
         [plan.cells[need].version for need in needs],
     ]
     version = fingerprint.combine([code, *settings])
-    plan.cells[cell_id] = Cell(
-        cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version
-    )
+    plan.cells[cell_id] = Cell(cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version)
     return cell_id

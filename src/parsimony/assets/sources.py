@@ -55,7 +55,9 @@ def debian(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str,
 def hub(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
     """Files of a Hugging Face repository at a commit: weights as safetensors, tokenizers, configs and Parquet only."""
     if not re.fullmatch(r"[0-9a-f]{40}", asset.revision):
-        raise UserError(f"asset {key!r}: a hub revision must be a commit of 40 hexadecimal digits, not {asset.revision!r}")
+        raise UserError(
+            f"asset {key!r}: a hub revision must be a commit of 40 hexadecimal digits, not {asset.revision!r}"
+        )
     members = {name: locked.member or name for name, locked in asset.files.items()}
     for member in members.values():
         if member.endswith(PICKLED) or not member.endswith(SAFE):
@@ -125,7 +127,13 @@ def _archive(key: str, asset: Asset, resources: Path, download) -> Path:
                 raise UserError(f"asset {key!r}: expected one archive of {asset.origin}, got {len(arrived)}")
             os.replace(arrived[0], cached)
     remedy = f"run `rm {cached}` and run again; if it stays, the published archive has changed"
-    compare(f"asset {key!r}: archive {asset.origin} {asset.revision}", cached, asset.archive.size, asset.archive.sha256, remedy)
+    compare(
+        f"asset {key!r}: archive {asset.origin} {asset.revision}",
+        cached,
+        asset.archive.size,
+        asset.archive.sha256,
+        remedy,
+    )
     return cached
 
 

@@ -37,8 +37,7 @@ class Latency:
         outcome, rows = Outcome(), self.sizes[item]
         for point in bench.points:
             system = bench.system(point, item.category)
-            system.forward_seconds(rows, self.context)
-            seconds = median(system.forward_seconds(rows, self.context) for _ in range(self.repeats))
+            seconds = median(system.forward_seconds(rows, self.context, self.repeats))
             outcome.numbers += [(point, "rows", rows, "tokens"), (point, "seconds", seconds, "s")]
         return outcome
 

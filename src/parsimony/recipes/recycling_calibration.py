@@ -31,7 +31,9 @@ class CountingDrafter(RecyclingDrafter):
         self.passes += 1
 
 
-def calibrate(out: Path, inputs: dict[str, Path], model: str, text: str, stop: list, prompts: int, limit: int, seed: int):
+def calibrate(
+    out: Path, inputs: dict[str, Path], model: str, text: str, stop: list, prompts: int, limit: int, seed: int
+):
     """Decode prompts about the subjects of encyclopaedia articles, which no benchmark uses, and count.
 
     Writes ``acceptance.safetensors``: ``accepted`` [80] int64, one count a node in breadth-first order, and
@@ -54,6 +56,8 @@ def calibrate(out: Path, inputs: dict[str, Path], model: str, text: str, stop: l
         loop.generate(language.chat([{"role": "user", "content": request}]), limit, rng)
     gained = 1 + int(drafter.accepted.sum()) / max(drafter.passes, 1)
     if gained < 1.2:
-        raise UserError(f"calibration accepted only {gained:.2f} tokens a pass; the model does not continue its prompts")
+        raise UserError(
+            f"calibration accepted only {gained:.2f} tokens a pass; the model does not continue its prompts"
+        )
     counts = {"accepted": drafter.accepted, "passes": torch.tensor([drafter.passes])}
     save_file(counts, out / "acceptance.safetensors")

@@ -1,1 +1,106 @@
-"""From records to tables, figures, the ledger and the page."""
+"""From records to tables, figures, the ledger and the page; runs no model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from parsimony import records
+from parsimony.claims import coverage, ledger
+from parsimony.errors import UserError
+from parsimony.plan import Plan, find_root, make_plan, read_papers
+from parsimony.stats import summarise
+
+PUBLISHED = Path("results", "published")
+
+
+def evaluate(overrides) -> tuple[Plan, list[dict], list[dict]]:
+    """Plan, ledger and coverage of a suite, from whatever it has measured so far."""
+    plan = make_plan(overrides)
+    _, _, rows, papers = _derive(plan, plan.root / "results" / plan.name / "cells")
+    return plan, rows, papers
+
+
+def write_report(plan: Plan, cells: Path, out: Path) -> Path:
+    """Write everything derived from the records in ``cells`` to ``out``; returns the page.
+
+    Raises
+    ------
+    UserError
+        When there are no records, or a file of them is damaged.
+    """
+    from parsimony.report import figures, site, tables
+    from parsimony.report import ledger as text
+
+    frame, provenance = records.read_all(_files(plan, cells))
+    if frame.empty:
+        raise UserError(f"no records in {cells}; run `parsimony run suite={plan.name}` first")
+    frame, summary, rows, papers = _derive(plan, cells)
+    facts = next(iter(provenance.values()))
+    context = {
+        "methods": sorted(plan.methods),
+        "references": {m.reference for m in plan.methods.values() if m.reference},
+        "titles": {key: benchmark.title for key, benchmark in plan.benchmarks.items()},
+        "conditions": f"{', '.join(plan.suite.models)}; {facts['device']}, {facts['cores']} cores; batch 1; "
+        f"seed {plan.suite.seed}; suite {plan.name}.",
+        "title": plan.suite.title,
+        "suite": plan.name,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    tables.write_tables(summary, frame, out / "tables", context)
+    figures.write_figures(summary, frame, out / "figures", context)
+    (out / "numbers.tex").write_text(tables.numbers_tex(summary))
+    for name, data in (("ledger", rows), ("coverage", papers)):
+        (out / f"{name}.json").write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+        (out / f"{name}.md").write_text(getattr(text, f"{name}_markdown")(data))
+        (out / f"{name}.tex").write_text(getattr(text, f"{name}_latex")(data))
+    page = out / "index.html"
+    with records.atomic(page) as partial:
+        partial.write_text(site.page(summary, frame, rows, papers, provenance, out / "figures", context))
+    return page
+
+
+def publish(plan: Plan, cells: Path) -> Path:
+    """Copy the records of a suite to ``results/published`` and rebuild what is derived from them."""
+    target = plan.root / PUBLISHED / "records"
+    files = _files(plan, cells)
+    missing = [key for key in plan.cells if not (cells / f"{key}.parquet").exists()]
+    if missing:
+        raise UserError(f"cell {missing[0]!r} is not measured; run `parsimony run suite={plan.name}` before publishing")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in files:
+        records.read(file)
+        shutil.copyfile(file, target / file.name)
+    (target / "suite.json").write_text(json.dumps({"suite": plan.name}) + "\n")
+    return rebuild_published(plan.root)
+
+
+def rebuild_published(root: Path | None = None) -> Path:
+    """Tables, figures and page of ``results/published`` from the committed records, byte for byte."""
+    root = root or find_root()
+    folder = root / PUBLISHED / "records"
+    try:
+        suite = json.loads((folder / "suite.json").read_text())["suite"]
+    except FileNotFoundError:
+        raise UserError(f"no published records in {folder}; run `snakemake publish --config suite=local`") from None
+    return write_report(make_plan([f"suite={suite}"], root), folder, root / PUBLISHED)
+
+
+def _derive(plan: Plan, cells: Path):
+    frame, _ = records.read_all(_files(plan, cells))
+    summary = summarise(frame, plan.suite.seed)
+    papers = read_papers(plan.root)
+    rows = ledger(papers, summary)
+    _, published = records.read_all(sorted((plan.root / PUBLISHED / "records").glob("*.parquet")))
+    versions = {
+        "published": {cell: facts["code_version"] for cell, facts in published.items()},
+        "today": {key: cell.code for key, cell in plan.cells.items()},
+    }
+    planned = [{"id": key, "papers": cell.papers} for key, cell in plan.cells.items()]
+    return frame, summary, rows, coverage(papers, planned, rows, versions)
+
+
+def _files(plan: Plan, cells: Path) -> list[Path]:
+    return [cells / f"{key}.parquet" for key in sorted(plan.cells) if (cells / f"{key}.parquet").exists()]

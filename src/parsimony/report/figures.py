@@ -12,7 +12,7 @@ from parsimony.report.style import RC, WIDTHS, look, words
 from parsimony.stats import pareto
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
+from matplotlib import pyplot as plt
 
 PER_CATEGORY = ("mean_accepted_tokens", "speedup")
 
@@ -61,7 +61,9 @@ def _categories(summary, benchmark, quantity, out, context) -> list[Path]:
     axes.set_yticks(range(len(categories)), [words(c) for c in categories])
     axes.invert_yaxis()
     axes.grid(axis="x", linewidth=0.3, color="#cccccc")
-    axes.set_xlabel({"speedup": "speed-up over greedy", "mean_accepted_tokens": "mean accepted tokens per pass"}[quantity])
+    axes.set_xlabel(
+        {"speedup": "speed-up over greedy", "mean_accepted_tokens": "mean accepted tokens per pass"}[quantity]
+    )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return [_save(figure, data, out / f"{benchmark}_{quantity}")]
 
@@ -78,7 +80,11 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
     axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
     order = np.argsort(x[front])
     axes.step(x[front][order], y[front][order], where="pre", color="#999999", linewidth=0.8, zorder=1)
-    axes.plot(1.0, 1.0, **{"linestyle": "none"} | {k: v for k, v in look("greedy", [], {"greedy"}).items() if k != "linestyle"})
+    axes.plot(
+        1.0,
+        1.0,
+        **{"linestyle": "none"} | {k: v for k, v in look("greedy", [], {"greedy"}).items() if k != "linestyle"},
+    )
     axes.annotate("greedy", (1.0, 1.0), xytext=(4, 4), textcoords="offset points", fontsize=7)
     for n, (method, point) in enumerate(data.index):
         style = look(method, context["methods"], context["references"])
@@ -87,7 +93,9 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
         for name, at, bound in (("mean_accepted_tokens", y[n], "h"), ("speedup", x[n], "v")):
             if ("low", name) in data.columns:
                 span = data["low", name].iloc[n], data["high", name].iloc[n]
-                (axes.hlines if bound == "h" else axes.vlines)(at, *span, color=style["color"], linewidth=0.7, alpha=faint)
+                (axes.hlines if bound == "h" else axes.vlines)(
+                    at, *span, color=style["color"], linewidth=0.7, alpha=faint
+                )
     _spread_labels(axes, x, y, [words(point) for _, point in data.index])
     handles = {m: look(m, context["methods"], context["references"]) for m in sorted(data.index.unique("method"))}
     for method, style in handles.items():

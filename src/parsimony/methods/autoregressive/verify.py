@@ -167,15 +167,22 @@ class VerifyLoop:
             pieces.append(torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0])
         return torch.cat(pieces)
 
-    def forward_seconds(self, rows: int, context: int) -> float:
-        """Seconds of one pass over ``rows`` tokens behind ``context`` cached ones, logits and argmax included."""
+    def forward_seconds(self, rows: int, context: int, repeats: int) -> list[float]:
+        """Seconds of passes over ``rows`` tokens behind ``context`` cached ones, logits and argmax included.
+
+        One pass more than ``repeats`` is made; the first warms up and is not returned.
+        """
         decoder = self.model.decoder
         cache = self._empty_cache(context + rows)
         ids = torch.arange(context + rows)[None] % decoder.config.vocabulary
         decoder.prefill(ids[:, :context], cache, want="none")
-        began = perf_counter()
-        decoder.forward(ids[:, context:], cache)[0].argmax(-1)
-        return perf_counter() - began
+        seconds = []
+        for _ in range(repeats + 1):
+            cache.truncate(context)
+            began = perf_counter()
+            decoder.forward(ids[:, context:], cache)[0].argmax(-1)
+            seconds.append(perf_counter() - began)
+        return seconds[1:]
 
     def state(self) -> dict[str, Tensor]:
         """What the drafter has learnt, if it carries anything from sequence to sequence."""

@@ -1,0 +1,146 @@
+"""booktabs LaTeX, Markdown and CSV tables, and ``numbers.tex``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from parsimony.report.style import words
+from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
+
+OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup", "speedup_fastest", "exact_share",
+            "ties", "divergence_rate", "logit_gap", "tokens_per_second", "cache_bytes", "state_bytes",
+            "nll_per_token", "perplexity", "bits_per_byte")  # fmt: skip
+BY_CATEGORY = ("mean_accepted_tokens", "speedup")
+ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+
+
+def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, context: dict) -> list[Path]:
+    """Write every table for which there is data as ``.tex``, ``.md`` and ``.csv``; returns the ``.tex`` paths.
+
+    Parameters
+    ----------
+    context : dict
+        ``titles`` (benchmark -> title) and ``conditions`` (the sentence on device, model and seed).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for benchmark in sorted(summary["benchmark"].unique()):
+        mine = summary[summary["benchmark"] == benchmark]
+        about = f"{context['titles'].get(benchmark, benchmark)}. {context['conditions']}"
+        systems = wide_by_system(records, benchmark)
+        head, rows, notes = _overview(mine, systems)
+        if len(head) > 2:
+            made.append(_write(out / benchmark, head, rows, notes, f"{about} {_interval_note(mine)}"))
+        for quantity in BY_CATEGORY:
+            head, rows, notes = _by_category(mine, quantity)
+            if rows:
+                title = QUANTITIES[quantity].title
+                made.append(_write(out / f"{benchmark}_{quantity}", head, rows, notes, f"{title} by category. {about}"))
+    return made
+
+
+def numbers_tex(summary: pd.DataFrame) -> str:
+    """Every pooled value as ``\\parsimony{benchmark/method/point/quantity}``; an unknown name is an error in TeX."""
+    lines = [
+        r"\newcommand{\parsimony}[1]{\ifcsname parsimony@#1\endcsname\csname parsimony@#1\endcsname\else"
+        r"\PackageError{parsimony}{no number called #1}{}\fi}"
+    ]
+    for row in summary[summary["value"].notna()].itertuples():
+        place = "" if row.category == "all" else f"/{row.category}"
+        name = f"{row.benchmark}/{row.model}/{row.method}/{row.point}/{row.quantity}{place}"
+        lines.append(rf"\expandafter\def\csname parsimony@{name}\endcsname{{{_number(row.quantity, row.value)}}}")
+    return "\n".join(lines) + "\n"
+
+
+def latex(head: list[str], rows: list[list[str]], notes: list[str], caption: str) -> str:
+    """A booktabs table; cells starting with ``**`` are set bold."""
+
+    def cell(text: str) -> str:
+        bold = text.startswith("**")
+        plain = "".join(ESCAPES.get(letter, letter) for letter in text.strip("*")).replace("\u2014", "---")
+        return rf"\textbf{{{plain}}}" if bold else plain
+
+    body = [" & ".join(map(cell, row)) + r" \\" for row in rows]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{cell(caption)}}}"]
+    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule", " & ".join(map(cell, head)) + r" \\"]
+    lines += [r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {cell(note)}" for note in notes] + [r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def markdown(head: list[str], rows: list[list[str]], notes: list[str], caption: str = "") -> str:
+    """A Markdown table with its notes."""
+    safe = [[text.replace("|", "\\|") for text in row] for row in [head, *rows]]
+    lines = [caption, ""] if caption else []
+    lines += ["| " + " | ".join(row) + " |" for row in safe]
+    lines.insert(len(lines) - len(rows), "|" + "---|" * len(head))
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _overview(summary, systems):
+    """One row a method and point, one column a quantity; the best and its ties are bold where a test separates them."""
+    pooled = summary[(summary["category"] == "all") & summary["value"].notna()]
+    wanted = [quantity for quantity in OVERVIEW if quantity in set(pooled["quantity"])]
+    best = {q: tie_group(QUANTITIES[q], systems) if len(systems) > 1 else [] for q in wanted}
+    head = ["method", "point", *(QUANTITIES[q].title for q in wanted)]
+    rows = []
+    for (model, method, point), part in pooled.groupby(["model", "method", "point"]):
+        at = part.set_index("quantity")
+        row = [words(method), words(point)]
+        for quantity in wanted:
+            text = "\u2014 (does not apply)" if quantity not in at.index else _value(quantity, at.loc[quantity])
+            group = best[quantity]
+            separated = 0 < len(group) < len(systems)
+            row.append(f"**{text}**" if separated and (model, method, point) in group else text)
+        rows.append(row)
+    return head, rows, _reasons(summary)
+
+
+def _by_category(summary, quantity):
+    data = summary[(summary["quantity"] == quantity) & summary["value"].notna()]
+    kinds = ["all", *sorted(set(summary["category"]) - {"all"})]
+    rows = []
+    for (method, point), part in data.groupby(["method", "point"]):
+        at = part.set_index("category")
+        skipped = set(summary[summary["status"] == "skipped"]["category"])
+        cells = [
+            _value(quantity, at.loc[k]) if k in at.index else "skipped*" if k in skipped else "not run" for k in kinds
+        ]
+        rows.append([words(method), words(point), *cells])
+    return ["method", "point", *map(words, kinds)], rows, _reasons(summary)
+
+
+def _reasons(summary) -> list[str]:
+    skipped = summary[summary["status"] == "skipped"].drop_duplicates(["category", "reason"])
+    return [f"* {words(row.category)} skipped: {row.reason}." for row in skipped.itertuples()]
+
+
+def _interval_note(summary) -> str:
+    if summary["low"].notna().any():
+        return f"Brackets: 95 % interval, bootstrap over items. n = {summary['n'].max()} items."
+    return f"No intervals: n = {summary['n'].max()} items, and they are claimed from {ENOUGH} on."
+
+
+def _value(quantity: str, row) -> str:
+    text = _number(quantity, row["value"])
+    if pd.notna(row["low"]):
+        text += f" [{_number(quantity, row['low'])}, {_number(quantity, row['high'])}]"
+    return text
+
+
+def _number(quantity: str, value: float) -> str:
+    if QUANTITIES[quantity].unit == "bytes":
+        return f"{value / 1e6:.2f} MB"
+    return f"{value:.1f}" if abs(value) >= 20 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _write(stem: Path, head, rows, notes, caption) -> Path:
+    stem.with_suffix(".tex").write_text(latex(head, rows, notes, caption))
+    stem.with_suffix(".md").write_text(markdown(head, rows, notes, caption))
+    pd.DataFrame([[text.strip("*") for text in row] for row in rows], columns=head).to_csv(
+        stem.with_suffix(".csv"), index=False
+    )
+    return stem.with_suffix(".tex")
