@@ -87,8 +87,8 @@ def as_text(result: dict) -> str:
         f"transformers  {result['transformers_tokens_per_second']:6.1f} tokens/s\n"
         f"ratio         {result['ratio']:6.2f}\n"
         f"one step reads {result['weight_bytes_per_step'] / 1e6:.0f} MB of weights in "
-        f"{result['milliseconds_per_step']:.1f} ms: {result['fraction_of_copy_bandwidth']:.0%} of the copy bandwidth of "
-        f"{result['copy_bandwidth'] / 1e9:.0f} GB/s, the ceiling of one-row decoding"
+        f"{result['milliseconds_per_step']:.1f} ms: {result['fraction_of_copy_bandwidth']:.0%} of the copy bandwidth "
+        f"of {result['copy_bandwidth'] / 1e9:.0f} GB/s, the ceiling of one-row decoding"
     )
 
 

@@ -86,7 +86,7 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
         **{"linestyle": "none"} | {k: v for k, v in look("greedy", [], {"greedy"}).items() if k != "linestyle"},
     )
     axes.annotate("greedy", (1.0, 1.0), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    for n, (method, point) in enumerate(data.index):
+    for n, (method, _) in enumerate(data.index):
         style = look(method, context["methods"], context["references"])
         faint = 1.0 if front[n] else 0.45
         axes.plot(x[n], y[n], linestyle="none", color=style["color"], marker=style["marker"], alpha=faint)

@@ -13,8 +13,13 @@ OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup"
             "ties", "divergence_rate", "logit_gap", "tokens_per_second", "cache_bytes", "state_bytes",
             "nll_per_token", "perplexity", "bits_per_byte")  # fmt: skip
 BY_CATEGORY = ("mean_accepted_tokens", "speedup")
-ESCAPES = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, context: dict) -> list[Path]:

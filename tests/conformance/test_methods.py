@@ -1,0 +1,134 @@
+"""Every method of configs/method, found by discovery, keeps what its config declares; a new one needs no test."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from parsimony.instantiate import instantiate
+from parsimony.interfaces import ForwardTimer, Inputs, LanguageModel, Stateful, TextGenerator
+from parsimony.models.language import Language
+from parsimony.plan import make_plan
+from parsimony.recipes.recycling_calibration import CountingDrafter
+from parsimony.records import SCHEMA
+
+PROTOCOLS = {"TextGenerator": TextGenerator, "LanguageModel": LanguageModel, "ForwardTimer": ForwardTimer}
+METHODS = make_plan([], ROOT).methods
+PAIRS = [(method, point) for method, config in METHODS.items() for point in config.points]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory) -> Inputs:
+    """What methods may ask for besides the model: a calibration and a latency curve, real in form."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("calibration")
+    falling = torch.arange(80, 0, -1)
+    save_file({"accepted": falling, "passes": torch.tensor([200])}, folder / "acceptance.safetensors")
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for count in (1, 8, 81):
+            item = dict.fromkeys(SCHEMA.names, "") | {"item": f"{dtype}_{count}", "category": dtype, "status": "ok"}
+            rows += [item | {"metric": "rows", "value": count}, item | {"metric": "seconds", "value": 1 + count / 20}]
+    return Inputs({"calibration": folder}, {"latency": pd.DataFrame(rows)})
+
+
+@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+def built(request, tiny, inputs):
+    method, point = request.param
+    return METHODS[method], build(*request.param, tiny, inputs)
+
+
+def build(method: str, point: str, model: Language, inputs: Inputs):
+    config = METHODS[method]
+    return instantiate(config.target, config.params | config.points[point]).build(model, inputs)
+
+
+def prompts():
+    rng = np.random.default_rng(0)
+    return [torch.from_numpy(rng.integers(2, 300, n)) for n in (1, 7, 30, 30)]
+
+
+def test_satisfies_the_declared_interfaces(built):
+    config, system = built
+    for name in config.implements:
+        assert isinstance(system, PROTOCOLS[name])
+
+
+def generators(built):
+    config, system = built
+    if "TextGenerator" not in config.implements:
+        pytest.skip(f"{config.target} declares no TextGenerator")
+    return config, system
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 17])
+def test_honours_the_limit_and_returns_costs(built, limit):
+    _, system = generators(built)
+    for prompt in prompts():
+        generation = system.generate(prompt, limit, np.random.default_rng(0))
+        assert generation.tokens.dtype == torch.int64 and generation.tokens.ndim == 1
+        assert len(generation.tokens) <= limit
+        cost = generation.cost
+        assert cost.passes == len(cost.accepted_per_pass)
+        assert 0 <= cost.accepted <= cost.drafted
+        assert sum(cost.accepted_per_pass) == max(len(generation.tokens) - 1, 0)
+        if limit:
+            assert cost.cache_bytes > 0
+            assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
+
+
+def test_the_seed_decides_everything(request, tiny, inputs, built):
+    generators(built)
+    runs = []
+    for _ in range(2):
+        fresh = build(*request.node.callspec.params["built"], tiny, inputs)
+        runs.append([fresh.generate(p, 12, np.random.default_rng(7)).tokens.tolist() for p in prompts()])
+    assert runs[0] == runs[1]
+
+
+def test_lossless_methods_equal_their_reference(tiny, inputs, built):
+    config, system = generators(built)
+    if not config.lossless:
+        pytest.skip(f"{config.target} declares no losslessness")
+    reference = build(config.reference, next(iter(METHODS[config.reference].points)), tiny, inputs)
+    for prompt in prompts():
+        expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
+        assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+def test_leaves_nothing_behind_but_its_declared_state(built):
+    """After going back to the saved state, everything is as it was; the output depends on nothing else."""
+    _, system = generators(built)
+    start = system.state() if isinstance(system, Stateful) else {}
+    first = system.generate(prompts()[2], 12, np.random.default_rng(0))
+    system.generate(prompts()[1], 12, np.random.default_rng(0))
+    if isinstance(system, Stateful):
+        system.restore(start)
+    again = system.generate(prompts()[2], 12, np.random.default_rng(0))
+    assert again.tokens.tolist() == first.tokens.tolist()
+    assert again.cost.accepted_per_pass == first.cost.accepted_per_pass
+
+
+def test_nll_matches_the_decoder(built, tiny):
+    config, system = built
+    if "LanguageModel" not in config.implements:
+        pytest.skip(f"{config.target} declares no LanguageModel")
+    ids = prompts()[2]
+    logits = tiny.decoder.forward(ids[None], tiny.decoder.cache(64))[0].double()
+    expected = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+    torch.testing.assert_close(system.nll(ids), expected, atol=1e-5, rtol=0)
+
+
+def test_calibration_counts_what_was_accepted(tiny):
+    from parsimony.methods.autoregressive.token_recycling import static_tree
+    from parsimony.methods.autoregressive.verify import Tree, VerifyLoop
+
+    parents, ranks = static_tree()
+    drafter = CountingDrafter(300, Tree.of(parents), ranks)
+    loop = VerifyLoop(tiny, drafter)
+    gained = [loop.generate(p, 40, np.random.default_rng(0)).cost for p in prompts() * 2]
+    # The pass that ends a sequence is not observed.
+    assert drafter.passes == sum(max(cost.passes - 1, 0) for cost in gained)
+    assert int(drafter.accepted.sum()) <= sum(cost.accepted for cost in gained)

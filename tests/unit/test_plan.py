@@ -1,0 +1,139 @@
+"""The plan: fast, closed, and clear about what is wrong."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from parsimony import fingerprint
+from parsimony.config import Paper, Suite, parse
+from parsimony.errors import UserError
+from parsimony.plan import make_plan, read_papers
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    """The configuration in a folder of its own, to be broken."""
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    return tmp_path
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_quick_suite_has_the_spine(root):
+    plan = make_plan([], root)
+    assert plan.name == "quick"
+    assert "spec_mix--smollm2_135m_instruct--token_recycling" in plan.cells
+    needs = plan.cells["spec_mix--smollm2_135m_instruct--token_recycling"].needs
+    assert set(needs) == {f"{b}--smollm2_135m_instruct--greedy" for b in ("latency", "spec_mix")}
+    assert all(plan.lock[key].source in ("package", "generated", "trained") for key in plan.assets)
+    order = list(plan.cells)
+    assert all(order.index(need) < order.index(key) for key, cell in plan.cells.items() for need in cell.needs)
+
+
+def test_planning_imports_neither_torch_nor_transformers(root):
+    code = "import sys; from parsimony.cli import main; main(['plan']); print([m in sys.modules for m in ('torch', 'transformers')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[False, False]\n")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["suite=quik"], ["configs/suite/quik.yaml", "did you mean 'quick'"]),
+        (["method.token_recycling.params.hott=1"], ["token_recycling.yaml", "'hott'", "did you mean 'hot'"]),
+        (["methd.greedy.lossless=true"], ["methd"]),
+    ],
+)
+def test_a_wrong_override_names_the_nearest(root, overrides, words):
+    with pytest.raises(UserError) as error:
+        make_plan(overrides, root)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("method/token_recycling.yaml", "lossless:", "losless:", ["method/token_recycling.yaml", "did you mean 'lossless'"]),
+        ("method/token_recycling.yaml", "{nodes: 32}", "{node: 32}", ["'node'", "did you mean 'nodes'"]),
+        ("method/greedy.yaml", "parsimony.methods", "os.methods", ["greedy.yaml", "outside 'parsimony.'"]),
+        ("method/greedy.yaml", "greedy.Greedy", "greedy.Gredy", ["greedy.yaml", "not defined"]),
+        ("suite/quick.yaml", "[ngram_2]", "[ngram_22]", ["suite/quick.yaml", "did you mean 'ngram_2'"]),
+        ("suite/quick.yaml", "spec_mix: {items: 2", "spec_mix: {itms: 2", ["suite/quick.yaml", "did you mean 'items'"]),
+        ("paper/token_recycling.yaml", "benchmarks: [spec_mix_speed]", "benchmarks: [wiki_nll]",
+         ["paper/token_recycling.yaml", "'prompt_lookup' does not fit benchmark 'wiki_nll'", "needs LanguageModel"]),
+        ("paper/token_recycling.yaml", "[greedy, prompt_lookup,", "[greedy, promt_lookup,", ["did you mean 'prompt_lookup'"]),
+        ("assets.lock.yaml", "licence: MIT", "license: MIT", ["assets.lock.yaml", "did you mean 'licence'"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_gives_one_sentence(copy, file, old, new, words):
+    edit(copy / "configs" / file, old, new)
+    with pytest.raises(UserError) as error:
+        make_plan([], copy)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_comment_changes_no_version_and_a_value_does(copy):
+    before = make_plan([], copy).cells
+    file = copy / "configs" / "method" / "token_recycling.yaml"
+    file.write_text("# a comment\n" + file.read_text())
+    assert make_plan([], copy).cells == before
+    edit(file, "hot: true", "hot: false")
+    after = make_plan([], copy).cells
+    changed = {cell.method for key, cell in after.items() if cell.version != before[key].version}
+    assert changed == {"token_recycling"}
+
+
+def test_code_versions_ignore_comments_and_follow_imports(tmp_path, monkeypatch):
+    package = tmp_path / "parsimony"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("from parsimony.b import f\n\ndef g():\n    return f()\n")
+    (package / "b.py").write_text("def f():\n    return 1\n")
+    monkeypatch.setattr(fingerprint, "SOURCE", tmp_path)
+
+    def version():
+        fingerprint._reads.cache_clear()
+        return fingerprint.code_version("parsimony.a.g")
+
+    first = version()
+    (package / "b.py").write_text('def f():\n    """Say one."""\n    # always\n    return 1\n')
+    assert version() == first
+    (package / "b.py").write_text("def f():\n    return 2\n")
+    assert version() != first
+    fingerprint._reads.cache_clear()
+
+
+def test_all_53_papers_are_there_with_claims(root):
+    papers = read_papers(root)
+    assert len(papers) == 53
+    ids = [claim.id for paper in papers.values() for claim in paper.claims]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_paper_without_study_says_why():
+    with pytest.raises(UserError, match="either a 'study' or"):
+        parse(Paper, dict(title="t", authors="a", venue="v", year=2025, arxiv=None, code=None, family="image",
+                          kind="k", claims=[dict(id="c", statement="s", published="1", conditions="c", source="s")]), "f")  # fmt: skip
+
+
+def test_every_suite_plans(root):
+    for file in (root / "configs" / "suite").glob("*.yaml"):
+        assert parse(Suite, yaml.safe_load(file.read_text()), str(file)).title
+        assert make_plan([f"suite={file.stem}"], root).cells
+
+
+def test_pins_are_the_same_everywhere(root):
+    pins = [line for line in (root / "envs/requirements.txt").read_text().splitlines() if "==" in line]
+    conda = yaml.safe_load((root / "envs/parsimony.yaml").read_text())["dependencies"][-1]["pip"]
+    apptainer = [w for w in (root / "envs/apptainer.def").read_text().split() if "==" in w]
+    assert pins == conda == apptainer
+    assert pins[0].startswith("torch==")
