@@ -62,3 +62,11 @@ def tiny_folder(tmp_path_factory) -> Path:
 def tiny(tiny_folder) -> Language:
     """A tiny random model in float32."""
     return Language.load(tiny_folder, ["<|im_end|>"], "float32")
+
+
+@pytest.fixture
+def project(root, tiny_folder, tmp_path):
+    """A copy of the project with a tiny model, to run, kill and break."""
+    from project import Project
+
+    return Project(tmp_path, root, tiny_folder)

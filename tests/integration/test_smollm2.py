@@ -1,0 +1,61 @@
+"""The real SmolLM2-135M-Instruct: parity with transformers, and losslessness on real prompts."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from parsimony.assets import fetch
+from parsimony.methods.autoregressive.prompt_lookup import PromptLookup
+from parsimony.methods.autoregressive.token_recycling import TokenRecycling
+from parsimony.methods.autoregressive.verify import VerifyLoop
+from parsimony.models.language import Language
+from parsimony.plan import make_plan
+
+REQUESTS = ("Why is the sky blue?", "Write a haiku about rivers, then explain each line of the haiku.")
+
+
+@pytest.fixture(scope="module")
+def folder(root):
+    plan = make_plan([], root)
+    for key in ("smollm2_gguf", "smollm2_135m_instruct"):
+        path = fetch(key, plan.lock, root / "resources")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Language.load(folder, ["<|im_end|>"], "float32")
+
+
+def test_logits_match_transformers(folder, model):
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    ids = model.chat([{"role": "user", "content": REQUESTS[1]}])[None]
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+    ours = model.decoder.prefill(ids, model.decoder.cache(64), want="all", chunk=16)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
+    with torch.inference_mode():
+        tokens = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
+                                 pad_token_id=2)[0, ids.shape[1] :]  # fmt: skip
+    assert VerifyLoop(model).generate(ids[0], 24, np.random.default_rng(0)).tokens.tolist() == tokens.tolist()
+
+
+def test_the_end_of_a_turn_is_one_id_that_also_stands_in_prompts(model):
+    prompt = model.chat([{"role": "user", "content": REQUESTS[0]}])
+    (stop,) = model.stop_ids
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id == stop
+    assert (prompt == stop).sum() >= 2
+    text = "Rivers, 12 rivers.\n"
+    assert model.decode(model.encode(text)) == text
+
+
+@pytest.mark.parametrize("method", [PromptLookup(), TokenRecycling()])
+def test_lossless_on_real_prompts(model, method):
+    from parsimony.interfaces import Inputs
+
+    system, greedy = method.build(model, Inputs()), VerifyLoop(model)
+    for request in REQUESTS:
+        prompt = model.chat([{"role": "user", "content": request}])
+        expected = greedy.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
+        assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected

@@ -1,0 +1,61 @@
+"""Tables and figures: whole, marked only where a test separates, and the same bytes for the same records."""
+
+import re
+
+import pytest
+from synthetic import write_report_of
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, root):
+    return write_report_of(tmp_path_factory.mktemp("a"), root).parent
+
+
+def test_the_same_records_give_the_same_bytes(report, tmp_path, root):
+    again = write_report_of(tmp_path, root).parent
+    files = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    for name in files:
+        assert (report / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_latex_tables_are_whole(report):
+    tables = list(report.glob("tables/*.tex"))
+    assert len(tables) >= 5
+    for path in tables:
+        text = path.read_text()
+        assert re.findall(r"\\(toprule|midrule|bottomrule)", text) == ["toprule", "midrule", "bottomrule"]
+        columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text).group(1))
+        body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body.splitlines() if line.endswith(r"\\")} == {columns}
+        plain = re.sub(r"\\[{}]", "", text)
+        assert plain.count("{") == plain.count("}")
+
+
+def test_the_best_is_bold_only_where_it_is_separated(report):
+    speed = (report / "tables" / "spec_mix_speed.md").read_text()
+    bold = [line for line in speed.splitlines() if "**" in line]
+    assert bold and all("tree 80" not in line for line in bold)  # auto is made to be the fastest
+
+
+def test_fonts_are_embedded_as_type_42(report):
+    figures = list(report.glob("figures/*.pdf"))
+    assert len(figures) >= 4
+    for path in figures:
+        data = path.read_bytes()
+        assert b"/Type3" not in data and b"/FontFile2" in data or b"/ObjStm" in data, path
+        assert b"CreationDate" not in data
+        assert path.with_suffix(".png").exists() and path.with_suffix(".csv").exists()
+
+
+def test_numbers_are_named(report):
+    text = (report / "numbers.tex").read_text()
+    assert r"\newcommand{\parsimony}[1]" in text
+    assert "parsimony@spec_mix_speed/smollm2_135m_instruct/token_recycling/tree_16/speedup\\endcsname{" in text
+
+
+def test_53_papers_in_ledger_and_coverage(report):
+    import json
+
+    assert len(json.loads((report / "coverage.json").read_text())) == 53
+    assert len({row["paper"] for row in json.loads((report / "ledger.json").read_text())}) == 53
