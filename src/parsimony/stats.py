@@ -139,7 +139,7 @@ def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFr
 
 def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 0) -> list[str]:
     """Names of the best system and of all that the paired bootstrap cannot separate from it; empty below 30 items."""
-    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items()}
+    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if _measurable(quantity, wide)}
     values = {name: v for name, v in values.items() if v[3] >= ENOUGH and np.isfinite(v[0])}
     if not values or not quantity.better:
         return []

@@ -124,8 +124,16 @@ def test_an_origin_outside_the_package_is_refused(tmp_path):
 def test_an_input_that_is_not_there_names_the_remedy(shop):
     wheel, resources = shop
     lock = row(wheel) | {
-        "made": Asset.model_validate({"source": "generated", "origin": "parsimony.assets.smollm2:convert", "revision": "1",
-                                      "licence": "x", "inputs": ["parcel"], "files": {"a": {}}})  # fmt: skip
+        "made": Asset.model_validate(
+            {
+                "source": "generated",
+                "origin": "parsimony.assets.smollm2:convert",
+                "revision": "1",
+                "licence": "x",
+                "inputs": ["parcel"],
+                "files": {"a": {}},
+            }
+        )  # fmt: skip
     }
     with pytest.raises(UserError, match="run `parsimony asset parcel`"):
         fetch("made", lock, resources)

@@ -91,7 +91,11 @@ def test_the_conformance_suite_finds_the_toy_method(project, root, line):
     good = conformance()
     assert good.returncode == 0 and "passed" in good.stdout, good.stdout
     # A method that says it is lossless and is not turns the suite red.
-    broken = "loop = VerifyLoop(model, EchoDrafter(self.length))\n        loop.generate = lambda p, n, r: wrong(loop, p, n, r)\n        return loop"
+    broken = (
+        "loop = VerifyLoop(model, EchoDrafter(self.length))\n"
+        "        loop.generate = lambda p, n, r: wrong(loop, p, n, r)\n"
+        "        return loop"
+    )
     project.edit("src/parsimony/methods/autoregressive/echo.py", line, broken)
     path = project.folder / "src/parsimony/methods/autoregressive/echo.py"
     path.write_text(path.read_text() + "\n\ndef wrong(loop, p, n, r):\n    out = VerifyLoop.generate(loop, p, n, r)\n"

@@ -27,7 +27,9 @@ def test_latex_tables_are_whole(report):
         assert re.findall(r"\\(toprule|midrule|bottomrule)", text) == ["toprule", "midrule", "bottomrule"]
         columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text).group(1))
         body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body.splitlines() if line.endswith(r"\\")} == {columns}
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body.splitlines() if line.endswith(r"\\")} == {
+            columns
+        }
         plain = re.sub(r"\\[{}]", "", text)
         assert plain.count("{") == plain.count("}")
 

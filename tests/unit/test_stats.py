@@ -7,7 +7,7 @@ import pytest
 from parsimony import claims, stats
 from parsimony.config import Check, Paper
 from parsimony.errors import UserError
-from parsimony.stats import QUANTITIES, estimate, pareto, paired_difference, summarise, tie_group
+from parsimony.stats import QUANTITIES, estimate, paired_difference, pareto, summarise, tie_group
 
 
 def timed(n, ratio, noise, seed):
@@ -72,7 +72,9 @@ def records(values):
     rows = []
     for (method, point), wide in values.items():
         long = wide.reset_index().melt("item", var_name="metric")
-        rows.append(long.assign(model="m", benchmark="b", method=method, point=point, category="maths", status="ok", reason=""))
+        rows.append(
+            long.assign(model="m", benchmark="b", method=method, point=point, category="maths", status="ok", reason="")
+        )
     skipped = rows[0].head(1).assign(category="translation", status="skipped", reason="no data", value=np.nan, item="")
     return pd.concat([*rows, skipped], ignore_index=True)
 
@@ -80,7 +82,9 @@ def records(values):
 def test_summary_has_every_measurable_quantity_and_the_reason_of_the_rest():
     summary = summarise(records({("x", "p"): timed(40, 2.0, 0.0, 0)}))
     assert set(summary["quantity"]) == {"tokens_per_second", "speedup", ""}
-    assert summary[summary["status"] == "skipped"][["category", "reason"]].to_numpy().tolist() == [["translation", "no data"]]
+    assert summary[summary["status"] == "skipped"][["category", "reason"]].to_numpy().tolist() == [
+        ["translation", "no data"]
+    ]
 
 
 def claim(check):

@@ -6,8 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from parsimony import records
-from parsimony.claims import coverage, ledger
+from parsimony import claims, records
 from parsimony.errors import UserError
 from parsimony.plan import Plan, find_root, make_plan, read_papers
 from parsimony.stats import summarise
@@ -92,14 +91,14 @@ def _derive(plan: Plan, cells: Path):
     frame, _ = records.read_all(_files(plan, cells))
     summary = summarise(frame, plan.suite.seed)
     papers = read_papers(plan.root)
-    rows = ledger(papers, summary)
+    rows = claims.ledger(papers, summary)
     _, published = records.read_all(sorted((plan.root / PUBLISHED / "records").glob("*.parquet")))
     versions = {
         "published": {cell: facts["code_version"] for cell, facts in published.items()},
         "today": {key: cell.code for key, cell in plan.cells.items()},
     }
     planned = [{"id": key, "papers": cell.papers} for key, cell in plan.cells.items()]
-    return frame, summary, rows, coverage(papers, planned, rows, versions)
+    return frame, summary, rows, claims.coverage(papers, planned, rows, versions)
 
 
 def _files(plan: Plan, cells: Path) -> list[Path]:

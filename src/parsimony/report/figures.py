@@ -85,7 +85,7 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
         1.0,
         **{"linestyle": "none"} | {k: v for k, v in look("greedy", [], {"greedy"}).items() if k != "linestyle"},
     )
-    axes.annotate("greedy", (1.0, 1.0), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.annotate("greedy", (1.0, 1.0), xytext=(-5, 3), textcoords="offset points", fontsize=7, ha="right")
     for n, (method, _) in enumerate(data.index):
         style = look(method, context["methods"], context["references"])
         faint = 1.0 if front[n] else 0.45
