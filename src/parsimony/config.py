@@ -203,7 +203,9 @@ def parse(kind: type[Closed], data: Any, where: str):
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(kind, error.errors()[0])}") from None
+        # A misspelt required key is both missing and unknown; the unknown one tells more.
+        errors = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        raise UserError(f"{where}: {_sentence(kind, errors[0])}") from None
 
 
 def _sentence(kind: type[Closed], error: dict) -> str:

@@ -122,7 +122,8 @@ def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFr
         (difference, low, high); the bounds are NaN below 30 common items.
     """
     columns = _columns(quantity)
-    both = first[columns].dropna().join(second[columns].dropna(), how="inner", lsuffix="", rsuffix="_second").to_numpy()
+    other = second[columns].dropna().add_suffix("_second")
+    both = first[columns].dropna().join(other, how="inner").to_numpy()
     n, k = len(both), len(columns)
     if n == 0:
         return np.nan, np.nan, np.nan

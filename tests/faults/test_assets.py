@@ -84,7 +84,7 @@ def test_one_changed_byte_is_found_and_mended(shop):
     data = bytearray((folder / "data.txt").read_bytes())
     data[5] ^= 1
     (folder / "data.txt").write_bytes(data)
-    with pytest.raises(UserError, match=f"data.txt has SHA-256 .* rm -r {folder}"):
+    with pytest.raises(UserError, match=f"data.txt has SHA-256 .*`rm -r {folder}`"):
         load_path("parcel", lock, resources)
     import shutil
 

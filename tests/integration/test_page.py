@@ -18,8 +18,8 @@ def page(tmp_path_factory, root):
 def browse(page, *arguments, fragment="", tmp_path="/tmp"):
     if BROWSER is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
-               "--virtual-time-budget=3000", "--enable-logging=stderr", *arguments, f"file://{page}{fragment}"]  # fmt: skip
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--virtual-time-budget=3000", "--enable-logging=stderr", *arguments, f"file://{page}{fragment}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
