@@ -20,7 +20,7 @@ class Project:
 
     def __init__(self, folder: Path, root: Path, tiny: Path):
         self.folder = folder
-        for name in ("src", "configs", "workflow", "docs"):
+        for name in ("src", "configs", "workflow", "envs", "docs"):
             shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copy(root / "Snakefile", folder)
         assets = folder / "results" / "published" / "assets"

@@ -7,10 +7,12 @@ rule asset:
     log:
         "results/logs/assets/{asset}.log",
     retries: 2
+    conda:
+        "../../envs/parsimony.yaml"
     threads: workflow.cores
     params:
         version=lambda wildcards: PLAN.assets[wildcards.asset],
     message:
         "asset {wildcards.asset}"
     shell:
-        "{PYTHON} -m parsimony.cli asset {wildcards.asset} {ARGUMENTS} 2>&1 | tee {log}"
+        'python -m parsimony.cli asset {wildcards.asset} "${{overrides[@]}}" 2>&1 | tee {log}'

@@ -8,10 +8,12 @@ rule cell:
         outputs=f"{RESULTS}/outputs/{{cell}}.parquet",
     log:
         f"{RESULTS}/logs/{{cell}}.log",
+    conda:
+        "../../envs/parsimony.yaml"
     threads: workflow.cores
     params:
         version=lambda wildcards: PLAN.cells[wildcards.cell].version,
     message:
         "cell {wildcards.cell}"
     shell:
-        "{PYTHON} -m parsimony.cli cell {wildcards.cell} {ARGUMENTS} 2>&1 | tee {log}"
+        'python -m parsimony.cli cell {wildcards.cell} "${{overrides[@]}}" 2>&1 | tee {log}'

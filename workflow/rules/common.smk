@@ -1,28 +1,31 @@
-import os
 import shlex
 import sys
 from pathlib import Path
 
 # The pipeline runs from a checkout; the package need not be installed for that.
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
-)
+SOURCE = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SOURCE)
 
 from parsimony.errors import UserError
 from parsimony.plan import make_plan
 from parsimony.fingerprint import code_version
 
 # `suite` names a suite; `set` holds further overrides of the configuration, as `parsimony plan` takes them.
-OVERRIDES = shlex.split(f"suite={config.get('suite', 'quick')} {config.get('set', '')}")
+OVERRIDES = [f"suite={config['suite']}"] if "suite" in config else []
+OVERRIDES += shlex.split(config.get("set", ""))
 try:
     PLAN = make_plan(OVERRIDES, Path(workflow.basedir))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{PLAN.name}"
-PYTHON = shlex.quote(sys.executable)
-ARGUMENTS = shlex.join(OVERRIDES)
+
+# Where Python is and how the suite was chosen are no part of a job's identity: moving the environment reruns nothing.
+shell.prefix(
+    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    f"PYTHONPATH={shlex.quote(SOURCE)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+    f"overrides=({shlex.join(OVERRIDES)}); "
+)
 
 
 def needed_assets(wildcards):

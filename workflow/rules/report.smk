@@ -9,11 +9,13 @@ rule report:
         page=f"{RESULTS}/report/index.html",
     log:
         f"{RESULTS}/logs/report.log",
+    conda:
+        "../../envs/parsimony.yaml"
     params:
         code=REPORT_CODE,
         papers=PLAN.papers_version,
     shell:
-        "{PYTHON} -m parsimony.cli report {ARGUMENTS} 2>&1 | tee {log}"
+        'python -m parsimony.cli report "${{overrides[@]}}" 2>&1 | tee {log}'
 
 
 rule publish:
@@ -22,13 +24,17 @@ rule publish:
         expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=PLAN.cells),
     log:
         f"{RESULTS}/logs/publish.log",
+    conda:
+        "../../envs/parsimony.yaml"
     shell:
-        "{PYTHON} -m parsimony.cli publish {ARGUMENTS} 2>&1 | tee {log}"
+        'python -m parsimony.cli publish "${{overrides[@]}}" 2>&1 | tee {log}'
 
 
 rule published:
     """Tables and figures of results/published again, from the committed records; runs no model."""
     log:
         "results/logs/published.log",
+    conda:
+        "../../envs/parsimony.yaml"
     shell:
-        "{PYTHON} -m parsimony.cli published 2>&1 | tee {log}"
+        "python -m parsimony.cli published 2>&1 | tee {log}"

@@ -28,6 +28,8 @@ class WikiNll:
         self.dtype, self.count, self.min_characters, self.max_tokens = dtype, items, min_characters, max_tokens
 
     def items(self, paths, seed: int) -> list[Item]:
+        if "wiki_summaries" not in paths:
+            return []
         return prompts.wiki_texts(paths["wiki_summaries"], self.count, self.min_characters, seed)
 
     def skipped(self, missing: dict[str, str]) -> dict[str, str]:
