@@ -124,6 +124,17 @@ def bench_command(options) -> None:
     print(json.dumps(result, indent=1) if options.format == "json" else as_text(result))
 
 
+def schemas_command(options) -> None:
+    from parsimony.config import schemas
+    from parsimony.plan import find_root
+
+    folder = find_root() / "workflow" / "schemas"
+    folder.mkdir(exist_ok=True)
+    for name, text in schemas().items():
+        (folder / name).write_text(text)
+    print(folder)
+
+
 def doctor_command(options) -> int:
     from parsimony.doctor import examine
 
@@ -174,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", bench_command, "time our decoder against transformers in one process", formats=True)
     bench.add_argument("what", choices=("decoder",))
     take_overrides(bench)
+    add("schemas", schemas_command, "write the JSON schemas of the configuration to workflow/schemas")
     add("doctor", doctor_command, "what this machine has, and what that allows")
     return parser
 

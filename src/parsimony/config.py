@@ -7,6 +7,7 @@ Every group (`suite`, `paper`, `model`, `method`, `benchmark`) is one model belo
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -239,3 +240,20 @@ def _resolve(schema: dict, node: dict) -> dict:
     if "$ref" in node:
         return schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node
+
+
+GROUPS: dict[str, type[Closed]] = {
+    "suite": Suite,
+    "paper": Paper,
+    "model": Model,
+    "method": Method,
+    "benchmark": Benchmark,
+    "asset": Asset,
+}
+
+
+def schemas() -> dict[str, str]:
+    """JSON schema of each group as text, by file name in ``workflow/schemas``; a test keeps the files equal to it."""
+    return {
+        f"{name}.schema.json": json.dumps(kind.model_json_schema(), indent=1) + "\n" for name, kind in GROUPS.items()
+    }

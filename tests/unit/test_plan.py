@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from parsimony import fingerprint
-from parsimony.config import Paper, Suite, parse
+from parsimony.config import Paper, Suite, parse, schemas
 from parsimony.errors import UserError
 from parsimony.plan import make_plan, read_papers
 
@@ -139,3 +139,11 @@ def test_pins_are_the_same_everywhere(root):
     apptainer = [w for w in (root / "envs/apptainer.def").read_text().split() if "==" in w]
     assert pins == conda == apptainer
     assert pins[0].startswith("torch==")
+
+
+def test_schemas_are_those_of_the_typed_config_and_closed(root):
+    import json
+
+    files = {path.name: path.read_text() for path in (root / "workflow/schemas").glob("*.json")}
+    assert files == schemas(), "run `parsimony schemas`"
+    assert all(json.loads(text)["additionalProperties"] is False for text in files.values())
