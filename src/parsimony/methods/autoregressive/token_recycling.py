@@ -65,6 +65,8 @@ class TokenRecycling:
             if size == "auto":
                 curve = latency_curve(inputs.records["latency"], str(model.decoder.dtype).removeprefix("torch."))
                 size = best_size(acceptance[order], *curve)
+            if size == 0:
+                return VerifyLoop(model)  # no tree pays here, so nothing is drafted and nothing need be recycled
             parents, ranks = subtree(parents, ranks, sorted(order[:size].tolist()))
         elif self.tree == "chain":
             parents, ranks = parents[: self.nodes], ranks[: self.nodes]
