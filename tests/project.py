@@ -37,7 +37,7 @@ class Project:
         self.write("configs/suite/tiny.yaml", {
             "title": "A tiny model on a few rows", "papers": ["token_recycling"], "models": ["smollm2_135m_instruct"],
             "sources": ["shipped"],
-            "points": {"prompt_lookup": ["ngram_2"], "token_recycling": ["tree_80", "tree_8", "auto"]},
+            "points": {"prompt_lookup": ["ngram_2", "auto"], "token_recycling": ["tree_80", "tree_8", "auto"]},
             "params": {"spec_mix": {"items": 6, "limit": 8}, "spec_mix_speed": {"items": 2, "limit": 6},
                        "latency": {"dtypes": ["float32", "bfloat16"], "rows": [1, 8, 81], "repeats": 1}},
         })  # fmt: skip

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsimony.methods.autoregressive import verify
+from parsimony.methods.autoregressive.budget import Budget, RunningOdds
 from parsimony.methods.autoregressive.prompt_lookup import NgramDrafter
 from parsimony.methods.autoregressive.token_recycling import RecyclingDrafter, static_tree, subtree, top
-from parsimony.methods.autoregressive.verify import Tree, VerifyLoop, longest
+from parsimony.methods.autoregressive.verify import Draft, Tree, VerifyLoop, longest
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +37,7 @@ class RandomDrafter:
             at = self.seen + depth - 1
             if self.rng.random() < 0.5 and at < len(self.future):
                 tokens[j] = self.future[at]
-        return torch.from_numpy(tokens), tree
+        return Draft(torch.from_numpy(tokens), tree)
 
     def observe(self, rows, logits, path, gained):
         self.seen += len(gained)
@@ -202,4 +203,65 @@ def test_prompt_lookup_drafts_what_transformers_drafts(context, draft_tokens, ma
     ids, _ = theirs.get_candidates(torch.tensor([context]))
     drafter = NgramDrafter(draft_tokens, max_ngram, frozenset({5}))
     drafter.start(torch.tensor(context[:-1]), context[-1], None)
-    assert drafter.propose(1000)[0].tolist() == ids[0, len(context) :].tolist()
+    assert drafter.propose(1000).tokens.tolist() == ids[0, len(context) :].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), length=st.integers(1, 40), limit=st.integers(0, 24))
+def test_a_budget_changes_the_cost_alone(tiny, seed, length, limit):
+    """Odds cut trees to any shape closed under parents; the output stays greedy, and no pass is larger than allowed."""
+    prompt, rng = prompt_of(seed, length), np.random.default_rng(seed)
+    greedy = VerifyLoop(tiny).generate(prompt, limit, RNG)
+    drafter = RandomDrafter(greedy.tokens.tolist(), rng, 300)
+    plain = drafter.propose
+
+    def with_odds(room):
+        draft = plain(room)
+        odds = torch.from_numpy(rng.random(len(draft.tokens)))
+        for j, parent in enumerate(draft.tree.parents[1:].tolist()):
+            if parent:
+                odds[j] = min(odds[j], odds[parent - 1])
+        return Draft(draft.tokens, draft.tree, odds)
+
+    drafter.propose = with_odds
+    rows = int(rng.integers(1, 8))
+    ours = VerifyLoop(tiny, drafter, Budget(np.array([1, rows]), np.array([1.0, 1.0]))).generate(prompt, limit, RNG)
+    assert ours.tokens.tolist() == greedy.tokens.tolist()
+    assert ours.cost.rows <= rows * ours.cost.passes
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(0, 20))
+def test_subset_is_the_tree_of_the_rows_kept(seed, n):
+    rng = np.random.default_rng(seed)
+    up = parents(rng, n)
+    tree, kept = Tree.of(up), [0]
+    for j in range(1, n + 1):
+        if up[j - 1] in kept and rng.random() < 0.6:
+            kept.append(j)
+    ours, expected = tree.subset(torch.tensor(kept)), Tree.of([kept.index(up[j - 1]) for j in kept[1:]])
+    for field in ("parents", "depth", "sees"):
+        assert torch.equal(getattr(ours, field), getattr(expected, field))
+    assert ours.chain == expected.chain
+
+
+def test_budget_weighs_odds_against_the_curve():
+    free, steep = Budget(np.array([1, 9]), np.array([1.0, 1.0])), Budget(np.array([1, 9]), np.array([1.0, 9.0]))
+    odds = np.array([0.9, 0.8, 0.05])
+    assert free.size(odds) == 3 and steep.size(odds) == 0
+    step = Budget(np.array([1, 2, 3, 4]), np.array([1.0, 1.2, 1.4, 2.5]))
+    assert step.size(odds) == 2  # 2.7 / 1.4 beats 1.9 / 1.2 and 2.75 / 2.5
+    assert free.size(np.ones(100)) == 8  # never more rows than were measured
+
+
+def test_running_odds_judge_what_was_never_verified():
+    running = RunningOdds(2, 4)
+    running.propose(1, torch.tensor([7, 8, 9, 5]))
+    running.observe([7])
+    running.observe([8, 1])
+    assert running.counts[1].tolist() == [[1, 1], [1, 1], [1, 0], [0, 0]]
+    assert not running.counts[0].any()
+    assert running.odds(1, 4).tolist() == pytest.approx([2 / 3, 4 / 9, 4 / 27, 2 / 27])
+    running.propose(0, torch.tensor([3]))
+    running.start()
+    running.observe([3])
+    assert not running.counts[0].any()

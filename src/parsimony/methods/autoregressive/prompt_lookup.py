@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Inputs
-from parsimony.methods.autoregressive.verify import Tree, VerifyLoop
+from parsimony.methods.autoregressive.budget import Budget, RunningOdds
+from parsimony.methods.autoregressive.verify import Draft, VerifyLoop
 from parsimony.models.language import Language
 
 
@@ -24,14 +25,19 @@ class PromptLookup:
         Longest draft.
     max_ngram : int
         Longest n-gram that is looked up.
+    tree_budget : {"all", "auto"}
+        "auto" verifies as much of a draft as pays on this machine, given how often drafts behind n-grams of that
+        length have been right so far (our addition; the counts persist from prompt to prompt).
     """
 
-    def __init__(self, draft_tokens: int = 10, max_ngram: int = 2):
-        self.draft_tokens, self.max_ngram = draft_tokens, max_ngram
+    def __init__(self, draft_tokens: int = 10, max_ngram: int = 2, tree_budget: str = "all"):
+        self.draft_tokens, self.max_ngram, self.tree_budget = draft_tokens, max_ngram, tree_budget
 
     def build(self, model: Language, inputs: Inputs) -> VerifyLoop:
         """The shared loop with an n-gram drafter."""
-        return VerifyLoop(model, NgramDrafter(self.draft_tokens, self.max_ngram, model.stop_ids))
+        auto = self.tree_budget == "auto"
+        drafter = NgramDrafter(self.draft_tokens, self.max_ngram, model.stop_ids, auto)
+        return VerifyLoop(model, drafter, Budget.measured(inputs, model) if auto else None)
 
 
 class NgramDrafter:
@@ -39,22 +45,40 @@ class NgramDrafter:
 
     reads_prompt = False
 
-    def __init__(self, draft_tokens: int, max_ngram: int, stop: frozenset[int]):
+    def __init__(self, draft_tokens: int, max_ngram: int, stop: frozenset[int], learns: bool = False):
         self.draft_tokens, self.max_ngram = draft_tokens, max_ngram
         self.stop = torch.tensor(sorted(stop))
         self.context = torch.empty(0, dtype=torch.int64)
+        self.running = RunningOdds(max_ngram + 1, draft_tokens) if learns else None
 
     def start(self, prompt: Tensor, token: int, logits: Tensor | None) -> None:
         self.context = torch.cat((prompt, torch.tensor([token])))
+        if self.running:
+            self.running.start()
 
-    def propose(self, room: int) -> tuple[Tensor, Tree]:
-        draft = self._continuation()[: max(room, 0)]
-        return draft, Tree.line(len(draft))
+    def propose(self, room: int) -> Draft:
+        n, draft = self._continuation()
+        draft = draft[: max(room, 0)]
+        if self.running is None or not len(draft):
+            return Draft.line(draft)
+        self.running.propose(n, draft)
+        return Draft.line(draft, self.running.odds(n, len(draft)))
 
     def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
         self.context = torch.cat((self.context, gained))
+        if self.running:
+            self.running.observe(gained.tolist())
 
-    def _continuation(self) -> Tensor:
+    def state(self) -> dict[str, Tensor]:
+        return {"counts": self.running.counts.clone()} if self.running else {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        if self.running:
+            counts = self.running.counts
+            self.running.counts = state["counts"].clone() if state else torch.zeros_like(counts)
+
+    def _continuation(self) -> tuple[int, Tensor]:
+        """Length of the n-gram that was found (0 if none) and what followed it."""
         x = self.context
         for n in range(min(self.max_ngram, len(x) - 1), 0, -1):
             # The last window is the n-gram itself; nothing follows it.
@@ -63,5 +87,5 @@ class NgramDrafter:
                 begin = int(matches[0]) + n
                 draft = x[begin : begin + self.draft_tokens]
                 ends = torch.isin(draft, self.stop).nonzero()
-                return draft[: int(ends[0])] if len(ends) else draft
-        return x[:0]
+                return n, draft[: int(ends[0])] if len(ends) else draft
+        return 0, x[:0]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from parsimony.interfaces import Inputs
-from parsimony.methods.autoregressive.budget import best_size, latency_curve
-from parsimony.methods.autoregressive.verify import Tree, VerifyLoop
+from parsimony.methods.autoregressive.budget import Budget
+from parsimony.methods.autoregressive.verify import Draft, Tree, VerifyLoop
 from parsimony.models.language import Language
 
 K = 8
@@ -63,8 +63,7 @@ class TokenRecycling:
             )  # a parent is accepted whenever its child is, and comes first
             size = self.nodes
             if size == "auto":
-                curve = latency_curve(inputs.records["latency"], str(model.decoder.dtype).removeprefix("torch."))
-                size = best_size(acceptance[order], *curve)
+                size = Budget.measured(inputs, model).size(acceptance[order])
             if size == 0:
                 return VerifyLoop(model)  # no tree pays here, so nothing is drafted and nothing need be recycled
             parents, ranks = subtree(parents, ranks, sorted(order[:size].tolist()))
@@ -92,10 +91,10 @@ class RecyclingDrafter:
             self._recycle(prompt, logits)
         self.rows[0] = token
 
-    def propose(self, room: int) -> tuple[Tensor, Tree]:
+    def propose(self, room: int) -> Draft:
         for level, parents, ranks in self.levels:
             self.rows[level] = self.A[self.rows[parents], ranks].long()
-        return self.rows[1:].clone(), self.tree
+        return Draft(self.rows[1:].clone(), self.tree)
 
     def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
         self._recycle(rows, logits)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation, Stateful
+from parsimony.methods.autoregressive.budget import Budget
 from parsimony.models.language import Language
 
 
@@ -58,6 +59,39 @@ class Tree:
         """A chain of n draft nodes."""
         return Tree.of(list(range(n)))
 
+    def subset(self, rows: Tensor) -> Tree:
+        """The tree of some rows (ascending, row 0 first, closed under parents), renumbered."""
+        if self.chain:
+            return Tree.line(len(rows) - 1)
+        parents = torch.searchsorted(rows, self.parents[rows])
+        chain = bool((parents[1:] == torch.arange(len(rows) - 1)).all())
+        return Tree(parents, self.depth[rows], self.sees[rows][:, rows], chain)
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Draft tokens and the tree in which they stand.
+
+    Attributes
+    ----------
+    tokens : Tensor [n] int64
+        Token of each node; n may be 0.
+    tree : Tree
+        Of n nodes.
+    odds : Tensor [n] float, optional
+        The drafter's estimate of the probability that each node is accepted, never above that of its parent; a
+        `Budget` verifies the likeliest nodes only.
+    """
+
+    tokens: Tensor
+    tree: Tree
+    odds: Tensor | None = None
+
+    @classmethod
+    def line(cls, tokens: Tensor, odds: Tensor | None = None) -> Draft:
+        """A chain."""
+        return cls(tokens, Tree.line(len(tokens)), odds)
+
 
 class Drafter(Protocol):
     """What a speculative method supplies; everything else is shared."""
@@ -69,12 +103,15 @@ class Drafter(Protocol):
         """A new sequence begins: its prompt [T] int64, the first generated token, the prompt's logits [T, V]."""
         ...
 
-    def propose(self, room: int) -> tuple[Tensor, Tree]:
-        """Draft at most ``room`` levels behind the newest token: tokens [n] int64 and their tree (n may be 0)."""
+    def propose(self, room: int) -> Draft:
+        """Draft behind the newest token; levels beyond ``room`` cannot be used."""
         ...
 
     def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
-        """A pass is over: its rows [n+1], their logits [n+1, V], the accepted rows, and the tokens gained."""
+        """A pass is over: its rows [n+1], their logits [n+1, V], the accepted rows, and the tokens gained.
+
+        A budget may have verified fewer rows than were drafted.
+        """
         ...
 
 
@@ -103,10 +140,12 @@ class VerifyLoop:
     model : Language
     drafter : Drafter or None
         None proposes nothing: plain greedy decoding.
+    budget : Budget or None
+        Cuts drafts that come with odds to the size that pays on this machine; None verifies all that is drafted.
     """
 
-    def __init__(self, model: Language, drafter: Drafter | None = None):
-        self.model, self.drafter = model, drafter
+    def __init__(self, model: Language, drafter: Drafter | None = None, budget: Budget | None = None):
+        self.model, self.drafter, self.budget = model, drafter, budget
         self._cache = None
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
@@ -125,14 +164,17 @@ class VerifyLoop:
         if self.drafter is not None:
             self.drafter.start(prompt_ids, tokens[0], logits if reads else None)
         cost.prefill_seconds = perf_counter() - began
-        nothing = torch.empty(0, dtype=torch.int64)
+        nothing = Draft.line(torch.empty(0, dtype=torch.int64))
 
         while tokens[-1] not in stop and len(tokens) < limit:
             began = perf_counter()
             room = limit - len(tokens) - 1  # the bonus token takes the last place
-            draft, tree = (nothing, Tree.line(0)) if self.drafter is None else self.drafter.propose(room)
+            draft = nothing if self.drafter is None else self.drafter.propose(room)
+            if self.budget is not None:
+                draft = self._afford(draft)
+            tree = draft.tree
             drafted, length = perf_counter(), len(cache)
-            rows = torch.cat((torch.tensor([tokens[-1]]), draft))
+            rows = torch.cat((torch.tensor([tokens[-1]]), draft.tokens))
             where = None if tree.chain else (length + tree.depth)[None]
             logits = decoder.forward(rows[None], cache, positions=where, tree=None if tree.chain else tree.sees)[0]
             choice = logits.argmax(-1)
@@ -146,7 +188,7 @@ class VerifyLoop:
             tokens += new
             cost.passes += 1
             cost.rows += len(rows)
-            cost.drafted += len(draft)
+            cost.drafted += len(draft.tokens)
             cost.accepted += min(len(new), len(path) - 1)
             cost.accepted_per_pass.append(len(new))
             verified = perf_counter()
@@ -192,6 +234,15 @@ class VerifyLoop:
         """Go back to a saved `state`; an empty one is that of a new drafter."""
         if isinstance(self.drafter, Stateful):
             self.drafter.restore(state)
+
+    def _afford(self, draft: Draft) -> Draft:
+        """The nodes of ``draft`` that are worth their share of the pass."""
+        if draft.odds is None or not len(draft.tokens):
+            return draft
+        order = draft.odds.argsort(descending=True, stable=True)  # no node before its parent
+        nodes = order[: self.budget.size(draft.odds[order].numpy())].sort().values
+        tree = draft.tree.subset(torch.cat((torch.zeros(1, dtype=torch.int64), nodes + 1)))
+        return Draft(draft.tokens[nodes], tree, draft.odds[nodes])
 
     def _empty_cache(self, capacity: int):
         if self._cache is None:
