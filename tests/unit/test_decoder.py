@@ -187,3 +187,15 @@ def test_bidirectional_network_sees_both_ways(ids, tmp_path):
 def test_unknown_architecture_is_refused_in_one_sentence():
     with pytest.raises(UserError, match="'gpt2' is not one the decoder can load"):
         DecoderConfig.from_hf(json.loads('{"model_type": "gpt2"}'))
+
+
+def test_vectors_stand_in_for_embeddings(tiny):
+    """An id behind the vocabulary is the input vector it names: with a token's own embedding nothing changes."""
+    decoder, V = tiny.decoder, tiny.decoder.config.vocabulary
+    ids = torch.tensor([[5, 9, 17, 9]])
+    named = torch.tensor([[5, V + 1, 17, V]])
+    expected = decoder.forward(ids, decoder.cache(8))
+    ours = decoder.forward(named, decoder.cache(8), vectors=decoder.embedding[[9, 9]])
+    assert torch.equal(ours, expected)
+    other = decoder.forward(named, decoder.cache(8), vectors=decoder.embedding[[9, 10]])
+    assert torch.equal(other[:, 0], expected[:, 0]) and not torch.equal(other[:, 1], expected[:, 1])

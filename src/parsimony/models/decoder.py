@@ -165,6 +165,16 @@ class Decoder:
         c = self.config
         return KVCache(c.layers, batch, c.kv_heads, capacity, c.width, self.dtype, self.device)
 
+    def embed(self, ids: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Input vectors [B, T, D]; ids from V on stand for the rows of ``vectors``."""
+        if vectors is None:
+            return F.embedding(ids, self.embedding)
+        V = self.config.vocabulary
+        x = F.embedding(ids.clamp(max=V - 1), self.embedding)
+        ours = ids >= V
+        x[ours] = vectors[ids[ours] - V].to(x.dtype)
+        return x
+
     def rope(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate ``x`` ([B, H, T, d]) to ``positions`` ([B, T]; negative ones rotate back)."""
         angles = positions[:, None, :, None] * self._inverse.to(x.device).repeat(2)
@@ -180,6 +190,7 @@ class Decoder:
         positions: Tensor | None = None,
         pads: Tensor | None = None,
         tree: Tensor | None = None,
+        vectors: Tensor | None = None,
         want: str = "all",
         hook: Callable[[int, Tensor], Tensor | None] | None = None,
         attention: list | None = None,
@@ -195,6 +206,8 @@ class Decoder:
             Number of left padding tokens of each sequence in this call (only into an empty cache).
         tree : Tensor [T, T] bool, optional
             ``tree[i, j]``: new token i sees new token j. Default: causal (or full, for a bidirectional network).
+        vectors : Tensor [m, D], optional
+            Input vectors that are no token's embedding; ids V, V + 1, ... stand for them.
         want : {"all", "last", "hidden", "none"}
             Logits [B, T, V] of all tokens, [B, 1, V] of the last, final hidden states [B, T, D], or nothing.
         hook : callable (layer, x) -> x or None
@@ -205,9 +218,9 @@ class Decoder:
         # One bfloat16 row is a matrix-vector product, for which the native kernel beats oneDNN by half.
         lone = ids.numel() == 1 and self.dtype == torch.bfloat16 and self.device.type == "cpu"
         with _without_onednn() if lone else contextlib.nullcontext():
-            return self._forward(ids, cache, positions, pads, tree, want, hook, attention)
+            return self._forward(ids, cache, positions, pads, tree, vectors, want, hook, attention)
 
-    def _forward(self, ids, cache, positions, pads, tree, want, hook, attention):
+    def _forward(self, ids, cache, positions, pads, tree, vectors, want, hook, attention):
         c = self.config
         B, T = ids.shape
         start = len(cache)
@@ -227,7 +240,7 @@ class Decoder:
         mask = None if general else self._plain_mask(start, T, R, tree)
         built: dict[tuple, Tensor] = {}
 
-        x = F.embedding(ids, self.embedding)  # [B, T, D]
+        x = self.embed(ids, vectors)  # [B, T, D]
         for i, w in enumerate(self.layers):
             qkv = F.linear(F.rms_norm(x, (c.hidden,), w.norm, c.epsilon), w.qkv, w.qkv_bias)
             qkv = qkv.view(B, T, rotated + c.kv_heads, d)

@@ -94,7 +94,11 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """What a speculative method supplies; everything else is shared."""
+    """What a speculative method supplies; everything else is shared.
+
+    A drafter with learnt input vectors has them as ``vectors`` [m, D]; draft tokens V, V + 1, ... stand for them.
+    They are rows of the pass that can never be accepted, and whose logits `observe` gets as well.
+    """
 
     reads_prompt: bool
     """Whether `start` wants the logits of the prompt (they cost one head product a prompt token)."""
@@ -164,6 +168,7 @@ class VerifyLoop:
         if self.drafter is not None:
             self.drafter.start(prompt_ids, tokens[0], logits if reads else None)
         cost.prefill_seconds = perf_counter() - began
+        vectors = getattr(self.drafter, "vectors", None)
         nothing = Draft.line(torch.empty(0, dtype=torch.int64))
 
         while tokens[-1] not in stop and len(tokens) < limit:
@@ -176,7 +181,8 @@ class VerifyLoop:
             drafted, length = perf_counter(), len(cache)
             rows = torch.cat((torch.tensor([tokens[-1]]), draft.tokens))
             where = None if tree.chain else (length + tree.depth)[None]
-            logits = decoder.forward(rows[None], cache, positions=where, tree=None if tree.chain else tree.sees)[0]
+            mask = None if tree.chain else tree.sees
+            logits = decoder.forward(rows[None], cache, positions=where, tree=mask, vectors=vectors)[0]
             choice = logits.argmax(-1)
             path = longest(rows, choice, tree)
             if tree.chain:
@@ -188,7 +194,7 @@ class VerifyLoop:
             tokens += new
             cost.passes += 1
             cost.rows += len(rows)
-            cost.drafted += len(draft.tokens)
+            cost.drafted += int((draft.tokens < decoder.config.vocabulary).sum())
             cost.accepted += min(len(new), len(path) - 1)
             cost.accepted_per_pass.append(len(new))
             verified = perf_counter()
