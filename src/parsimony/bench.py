@@ -50,7 +50,7 @@ def bench_decoder(plan: Plan, rounds: int = 5, tokens: int = 64) -> dict:
 
     ours(), reference()
     pairs = [(ours(), reference()) for _ in range(rounds)]
-    weights = sum(tensor.nbytes for tensor in _weights(model.decoder))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model.decoder))
     step = median(seconds / max(count - 1, 1) for (count, _, seconds), _ in pairs)
     bandwidth = copy_bandwidth()
     return {

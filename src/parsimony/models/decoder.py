@@ -90,7 +90,10 @@ class DecoderConfig:
 
 @dataclass
 class Layer:
-    """Weights of one layer; the three projections of attention and the two of the MLP are fused."""
+    """Weights of one layer; the three projections of attention and the two of the MLP are fused.
+
+    Matrices may be packed: only `linear` reads them.
+    """
 
     norm: Tensor
     qkv: Tensor
@@ -125,24 +128,27 @@ class Decoder:
             parts = [get(f"{prefix}.{name}.{kind}") for name in names]
             return None if parts[0] is None else torch.cat(parts)
 
+        def packed(prefix: str, *names: str) -> Tensor:
+            return pack(fused(prefix, names, "weight"))
+
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.embedding = get("model.embed_tokens.weight")
         self.norm = get("model.norm.weight")
-        self.head = self.embedding if config.tied else get("lm_head.weight")
+        self.head = pack(self.embedding if config.tied else get("lm_head.weight"))
         self.layers = []
         for i in range(config.layers):
             p = f"model.layers.{i}"
             self.layers.append(
                 Layer(
                     norm=get(f"{p}.input_layernorm.weight"),
-                    qkv=fused(f"{p}.self_attn", ("q_proj", "k_proj", "v_proj"), "weight"),
+                    qkv=packed(f"{p}.self_attn", "q_proj", "k_proj", "v_proj"),
                     qkv_bias=fused(f"{p}.self_attn", ("q_proj", "k_proj", "v_proj"), "bias"),
                     q_norm=get(f"{p}.self_attn.q_norm.weight"),
                     k_norm=get(f"{p}.self_attn.k_norm.weight"),
-                    o=get(f"{p}.self_attn.o_proj.weight"),
+                    o=packed(f"{p}.self_attn", "o_proj"),
                     mlp_norm=get(f"{p}.post_attention_layernorm.weight"),
-                    gate_up=fused(f"{p}.mlp", ("gate_proj", "up_proj"), "weight"),
-                    down=get(f"{p}.mlp.down_proj.weight"),
+                    gate_up=packed(f"{p}.mlp", "gate_proj", "up_proj"),
+                    down=packed(f"{p}.mlp", "down_proj"),
                     window=config.windows[i],
                 )
             )
@@ -215,22 +221,16 @@ class Decoder:
         attention : list, optional
             Receives the attention weights [B, H, T, L + T] of each layer.
         """
-        # One bfloat16 row is a matrix-vector product, for which the native kernel beats oneDNN by half.
-        lone = ids.numel() == 1 and self.dtype == torch.bfloat16 and self.device.type == "cpu"
-        with _without_onednn() if lone else contextlib.nullcontext():
-            return self._forward(ids, cache, positions, pads, tree, vectors, want, hook, attention)
-
-    def _forward(self, ids, cache, positions, pads, tree, vectors, want, hook, attention):
         c = self.config
         B, T = ids.shape
         start = len(cache)
         cache.reserve(T)
-        linear = tree is None and positions is None and pads is None
+        straight = tree is None and positions is None and pads is None
         if positions is None:
             positions = self._next_positions(cache, B, T, pads)
         plain = cache.plain
         general = not (plain and B == 1 and pads is None and all(w is None or start + T <= w for w in c.windows))
-        if plain and (linear or (tree is None and bool((positions == start + self._steps(T)).all()))):
+        if plain and (straight or (tree is None and bool((positions == start + self._steps(T)).all()))):
             cache.in_order += T
         elif tree is None and plain:
             general = True
@@ -242,7 +242,7 @@ class Decoder:
 
         x = self.embed(ids, vectors)  # [B, T, D]
         for i, w in enumerate(self.layers):
-            qkv = F.linear(F.rms_norm(x, (c.hidden,), w.norm, c.epsilon), w.qkv, w.qkv_bias)
+            qkv = linear(F.rms_norm(x, (c.hidden,), w.norm, c.epsilon), w.qkv, w.qkv_bias)
             qkv = qkv.view(B, T, rotated + c.kv_heads, d)
             qk = qkv[:, :, :rotated]
             if w.q_norm is not None:
@@ -265,15 +265,19 @@ class Decoder:
                 attention.append(weights.view(B, c.heads, T, -1))
                 y = (weights @ V.float()).to(x.dtype)
             y = y.view(B, c.kv_heads, R, T, d).permute(0, 3, 1, 2, 4).reshape(B, T, c.heads * d)
-            x = x + F.linear(y, w.o)
-            gate, up = F.linear(F.rms_norm(x, (c.hidden,), w.mlp_norm, c.epsilon), w.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, w.down)
+            x = x + linear(y, w.o)
+            gate, up = linear(F.rms_norm(x, (c.hidden,), w.mlp_norm, c.epsilon), w.gate_up).chunk(2, -1)
+            x = x + linear(F.silu(gate) * up, w.down)
             if hook is not None and (replaced := hook(i, x)) is not None:
                 x = replaced
         if want == "none":
             return None
         x = F.rms_norm(x[:, -1:] if want == "last" else x, (c.hidden,), self.norm, c.epsilon)
-        return x if want == "hidden" else F.linear(x, self.head)
+        return x if want == "hidden" else self.logits(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states [..., D] (those that ``want="hidden"`` returns)."""
+        return linear(hidden, self.head)
 
     def prefill(self, ids: Tensor, cache: KVCache, *, pads: Tensor | None = None, want: str = "last", chunk: int = 512):
         """Run a prompt ([B, T]) in chunks of at most ``chunk`` tokens; returns what `forward` returns for ``want``."""
@@ -353,11 +357,20 @@ class Decoder:
         return mask.repeat(1, R, 1)[:, None]
 
 
-@contextlib.contextmanager
-def _without_onednn():
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
+def pack(weight: Tensor) -> Tensor:
+    """``weight`` [out, in] in the blocked layout in which oneDNN multiplies, where that is worth it: bfloat16 on a CPU.
+
+    `torch.nn.functional.linear` packs a bfloat16 matrix at every call, which costs as much as reading it twice; packed
+    once, a pass over 1 to 8 rows takes about half the time, with the same results (docs/decisions/001).
+    """
+    here = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.dtype != torch.bfloat16 or not here:
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for a plain or packed matrix."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)

@@ -209,9 +209,9 @@ class VerifyLoop:
         """Negative log-likelihood in nats of ``ids[1:]`` ([T-1] float64), of the same network and cache."""
         cache = self._empty_cache(len(ids))
         hidden = self.model.decoder.prefill(ids[None, :-1], cache, want="hidden")[0]
-        head, pieces = self.model.decoder.head, []
+        pieces = []
         for h, target in zip(hidden.split(64), ids[1:].split(64), strict=True):  # [64, V] logits at a time
-            logits = torch.nn.functional.linear(h, head).double()
+            logits = self.model.decoder.logits(h).double()
             pieces.append(torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0])
         return torch.cat(pieces)
 
