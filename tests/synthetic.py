@@ -10,7 +10,7 @@ from parsimony.plan import make_plan
 from parsimony.report import write_report
 
 CATEGORIES = ("maths", "code", "summarisation")
-POINTS = {"prompt_lookup": ["ngram_2", "auto"], "token_recycling": ["tree_80", "tree_16", "auto"]}
+POINTS = {"prompt_lookup": ["ngram_2", "auto"], "token_recycling": ["tree_80", "auto"]}
 
 
 def rows(plan, cell, n=36, seed=0):

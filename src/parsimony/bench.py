@@ -31,7 +31,7 @@ def bench_decoder(plan: Plan, rounds: int = 5, tokens: int = 64) -> dict:
     torch.set_num_threads(provenance.cores())
     config = next(iter(plan.models[key] for key in plan.suite.models))
     folder = load_path(config.asset, plan.lock, plan.root / "resources")
-    model = Language.load(folder, config.stop, "bfloat16")
+    model = Language.load(folder, config.params["stop"], "bfloat16")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True).eval()
     theirs.generation_config.pad_token_id = theirs.generation_config.eos_token_id
     prompt, loop = model.chat([{"role": "user", "content": PROMPT}]), VerifyLoop(model)
@@ -50,7 +50,7 @@ def bench_decoder(plan: Plan, rounds: int = 5, tokens: int = 64) -> dict:
 
     ours(), reference()
     pairs = [(ours(), reference()) for _ in range(rounds)]
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in _weights(model.decoder))
+    weights = sum(weight.nbytes for weight in _weights(model.decoder))
     step = median(seconds / max(count - 1, 1) for (count, _, seconds), _ in pairs)
     bandwidth = copy_bandwidth()
     return {

@@ -17,7 +17,7 @@ import pyarrow as pa
 from parsimony import provenance, records
 from parsimony.assets import Unavailable, load_path
 from parsimony.errors import UserError
-from parsimony.instantiate import instantiate
+from parsimony.instantiate import instantiate, locate
 from parsimony.interfaces import Inputs, Item, Outcome, Stateful
 from parsimony.journal import Journal, alone
 from parsimony.plan import Cell, Plan
@@ -122,10 +122,8 @@ class Bench:
         self._built: dict[str, object] = {}
 
     def _model(self, dtype: str):
-        from parsimony.models.language import Language
-
         config = self.plan.models[self.cell.model]
-        return Language.load(self.paths[config.asset], config.stop, dtype)
+        return locate(config.target).load(self.paths[config.asset], dtype=dtype, **config.params)
 
     def system(self, point: str, dtype: str):
         system = self._build(self.cell.method, point, dtype)
@@ -133,8 +131,13 @@ class Bench:
         return system
 
     def reference(self, dtype: str):
-        name = self.method.reference
-        return None if name is None else self._build(name, next(iter(self.plan.methods[name].points)), dtype)
+        return self._first_point(self.method.reference, dtype)
+
+    def peer(self, dtype: str):
+        return self._first_point(self.method.peer, dtype)
+
+    def _first_point(self, method: str | None, dtype: str):
+        return None if method is None else self._build(method, next(iter(self.plan.methods[method].points)), dtype)
 
     def _build_system(self, method: str, point: str, dtype: str):
         config = self.plan.methods[method]

@@ -55,6 +55,15 @@ def asset_command(options) -> None:
     print(f"{options.asset}: {fetch(options.asset, plan.lock, plan.root / 'resources')}")
 
 
+def ship_command(options) -> None:
+    from parsimony.assets.sources import ship
+    from parsimony.plan import make_plan
+
+    plan = make_plan(options.overrides)
+    lock_file = plan.root / "configs" / "assets.lock.yaml"
+    print(ship(options.asset, plan.lock, plan.root / "resources", lock_file))
+
+
 def cell_command(options) -> None:
     from parsimony.cell import run_cell
     from parsimony.plan import make_plan
@@ -179,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     asset = add("asset", asset_command, "fetch or make one asset")
     asset.add_argument("asset")
     take_overrides(asset)
+    ship = add("ship", ship_command, "run the recipe of a shipped asset again and lock what it made")
+    ship.add_argument("asset")
+    take_overrides(ship)
     cell = add("cell", cell_command, "measure one cell (goes on where an earlier try stopped)")
     cell.add_argument("cell")
     take_overrides(cell)

@@ -21,7 +21,7 @@ Family = Literal[
     "autoregressive", "diffusion", "kv_cache", "context", "weights", "lossless", "image", "video", "audio",
     "representation", "serving", "evaluation",
 ]  # fmt: skip
-Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer"]
+Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer", "BatchGenerator", "MultiGenerator"]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
 Params = dict[str, Scalar | list[Scalar] | None]
@@ -46,12 +46,11 @@ class Targeted(Closed):
         return self
 
 
-class Model(Closed):
-    """Weights + tokenizer: which asset holds them and how its network is built."""
+class Model(Targeted):
+    """Weights + tokenizer: which asset holds them and which class loads them."""
 
     asset: Key
-    architecture: Literal["decoder"]
-    stop: list[str] = Field(min_length=1, description="tokens that end a generated turn")
+    architecture: Key = Field(description="what methods and benchmarks must be made for: decoder, seq2seq, ...")
     licence: str
 
 
@@ -61,7 +60,9 @@ class Method(Targeted):
     family: Family
     implements: list[Interface] = Field(min_length=1)
     lossless: bool = False
+    architecture: Key = Field("decoder", description="architecture of the models it can be applied to")
     reference: Key | None = Field(None, description="method that is timed against and compared with")
+    peer: Key | None = Field(None, description="another implementation of the same, timed in the same turns")
     points: dict[Key, Params] = Field(min_length=1, description="operating point -> overrides of params")
     assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
     uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
@@ -82,6 +83,7 @@ class Benchmark(Targeted):
     """Real items + a procedure that measures a system on one item."""
 
     needs: Interface
+    architecture: Key = Field("decoder", description="architecture of the models it can be run on")
     title: str
     assets: list[Key] = []
     uses: list[Key] = Field([], description="benchmarks whose cell for the reference must be measured first")
@@ -92,6 +94,8 @@ class Study(Closed):
 
     methods: list[Key] = Field(min_length=1)
     benchmarks: list[Key] = Field(min_length=1)
+    models: list[Key] = Field([], description="the models of the suite if none are named")
+    points: dict[Key, list[Key]] = Field({}, description="method -> operating points; all of the suite if not named")
 
 
 class Quantity(Closed):
@@ -161,7 +165,10 @@ class Suite(Closed):
     models: list[Key]
     seed: int = 0
     sources: list[Source] = Field(list(get_args(Source)), description="where assets may come from")
-    points: dict[Key, list[Key]] = Field({}, description="method -> operating points; all if not named")
+    benchmarks: list[Key] = Field([], description="only these; all that the studies name if none are given")
+    points: dict[Key, list[Key]] = Field(
+        {}, description="method -> operating points; all if not named, [] leaves it out"
+    )
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
 
 
@@ -185,6 +192,11 @@ class Asset(Closed):
     params: Params = {}
     files: dict[str, LockedFile] = Field(min_length=1)
     note: str = ""
+
+    @property
+    def requires(self) -> list[str]:
+        """Assets that must be fetched before; a shipped one needs its inputs only when its recipe runs again."""
+        return [] if self.source == "shipped" else self.inputs
 
 
 def nearest(key: str, valid) -> str:

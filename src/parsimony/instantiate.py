@@ -17,12 +17,17 @@ def instantiate(target: str, params: dict):
     UserError
         When the target is outside ``parsimony.`` or does not take one of the parameters.
     """
-    module, _, name = target.replace(":", ".").rpartition(".")
-    if not module.startswith("parsimony."):
-        raise UserError(f"_target_ {target!r} is outside 'parsimony.'; only our own classes can be named")
-    factory = getattr(importlib.import_module(module), name)
+    factory = locate(target)
     known = inspect.signature(factory).parameters
     for key in params:
         if key not in known:
             raise UserError(f"{target} has no parameter {key!r}{nearest(key, known)}")
     return factory(**params)
+
+
+def locate(target: str):
+    """The class or function behind a dotted name inside ``parsimony.``; any other is refused."""
+    module, _, name = target.replace(":", ".").rpartition(".")
+    if not module.startswith("parsimony."):
+        raise UserError(f"_target_ {target!r} is outside 'parsimony.'; only our own classes can be named")
+    return getattr(importlib.import_module(module), name)

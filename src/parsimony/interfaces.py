@@ -56,6 +56,46 @@ class Generation:
     cost: Cost
 
 
+@dataclass
+class Batch:
+    """What generating for several prompts at once gives.
+
+    Attributes
+    ----------
+    generations : list of Generation
+        One a prompt, in order; their costs count what each sequence drafted and accepted.
+    cost : Cost
+        Of the batch as a whole: passes over the batch, rows including padding, peak cache.
+    realign_seconds : float
+        Wall-clock time spent on making rows of unequal length fit together again.
+    grouped : int
+        Passes over sequences that were of one length already, so that nothing had to be realigned.
+    """
+
+    generations: list[Generation]
+    cost: Cost
+    realign_seconds: float = 0.0
+    grouped: int = 0
+
+
+@dataclass
+class Drafts:
+    """Several continuations of one prompt, best first, and what they cost together.
+
+    Attributes
+    ----------
+    tokens : list of Tensor
+        Token ids of each continuation (1-D int64).
+    scores : list of float
+        What the method ranks them by, not increasing.
+    cost : Cost
+    """
+
+    tokens: list[torch.Tensor]
+    scores: list[float]
+    cost: Cost
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a method may use besides the model.
@@ -78,6 +118,24 @@ class TextGenerator(Protocol):
 
     def generate(self, prompt_ids: torch.Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """Continue ``prompt_ids`` ([T] int64) by at most ``limit`` tokens."""
+        ...
+
+
+@runtime_checkable
+class BatchGenerator(Protocol):
+    """Continues several prompts at once."""
+
+    def generate_batch(self, prompts: list[torch.Tensor], limit: int, rng: np.random.Generator) -> Batch:
+        """Continue each of ``prompts`` ([T_i] int64) by at most ``limit`` tokens."""
+        ...
+
+
+@runtime_checkable
+class MultiGenerator(Protocol):
+    """Gives several continuations of one prompt."""
+
+    def generate_many(self, prompt_ids: torch.Tensor, limit: int, rng: np.random.Generator) -> Drafts:
+        """Continuations of ``prompt_ids`` ([T] int64) by at most ``limit`` tokens each."""
         ...
 
 
@@ -169,6 +227,10 @@ class Workbench(Protocol):
 
     def reference(self, dtype: str):
         """The declared reference, or None for a method that is its own; built once."""
+        ...
+
+    def peer(self, dtype: str):
+        """The declared peer, another implementation of the same method, or None; built once."""
         ...
 
     def stored(self, item: str, name: str) -> list[float] | None:

@@ -69,7 +69,7 @@ class Plan:
         order: dict[str, str] = {}
 
         def add(key: str):
-            for needed in self.lock[key].inputs:
+            for needed in self.lock[key].requires:
                 add(needed)
             order.setdefault(key, asset_version(self.lock, key))
 
@@ -118,13 +118,32 @@ def make_plan(overrides: Iterable[str] = (), root: Path | None = None) -> Plan:
     papers = read_papers(root, suite.papers, f"configs/suite/{name}.yaml")
     plan = Plan(root, name, suite, papers, groups["model"], groups["method"], groups["benchmark"], lock, {})
     _check_names(plan)
-    for paper, config in papers.items():
+    wanted = _studies(plan)
+    for triple, asked in wanted.items():
+        for paper in asked:
+            _add(plan, *triple, paper, wanted)
+    return plan
+
+
+def _studies(plan: Plan) -> dict[tuple[str, str, str], dict[str, set[str] | None]]:
+    """(model, method, benchmark) -> paper -> operating points (None: all), for what the suite takes of the studies."""
+    wanted: dict = {}
+    for paper, config in plan.papers.items():
         for study in config.study:
+            for key, points in study.points.items():
+                where = f"configs/paper/{paper}.yaml"
+                _known(key, study.methods, "method of this study", where)
+                for point in points:
+                    _known(point, plan.methods[key].points, f"point of method {key!r}:", where)
             for benchmark in study.benchmarks:
                 for method in study.methods:
-                    for model in suite.models:
-                        _add(plan, model, method, benchmark, paper)
-    return plan
+                    left_out = plan.suite.points.get(method) == []
+                    if left_out or plan.suite.benchmarks and benchmark not in plan.suite.benchmarks:
+                        continue
+                    for model in study.models or plan.suite.models:
+                        points = study.points.get(method)
+                        wanted.setdefault((model, method, benchmark), {})[paper] = points and set(points)
+    return wanted
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -186,7 +205,7 @@ def asset_version(lock: dict[str, Asset], key: str) -> str:
     made = row.source in ("generated", "trained")
     code = fingerprint.code_version(row.origin) if made else ""
     content = row.model_dump(mode="json", exclude={"note", "licence"})
-    return fingerprint.combine([content, code, [asset_version(lock, needed) for needed in row.inputs]])
+    return fingerprint.combine([content, code, [asset_version(lock, needed) for needed in row.requires]])
 
 
 def _yaml(path: Path):
@@ -233,6 +252,8 @@ def _check_names(plan: Plan) -> None:
     where = f"configs/suite/{plan.name}.yaml"
     for key in plan.suite.models:
         _known(key, plan.models, "model", where)
+    for key in plan.suite.benchmarks:
+        _known(key, plan.benchmarks, "benchmark", where)
     for key, points in plan.suite.points.items():
         _known(key, plan.methods, "method", where)
         for point in points:
@@ -241,7 +262,7 @@ def _check_names(plan: Plan) -> None:
         _known(key, plan.benchmarks, "benchmark", where)
         for param in params:
             _known(param, plan.benchmarks[key].params, f"parameter of benchmark {key!r}:", where)
-    for group in ("methods", "benchmarks"):
+    for group in ("models", "methods", "benchmarks"):
         for key, config in getattr(plan, group).items():
             if not fingerprint.exists(config.target):
                 raise UserError(f"configs/{group[:-1]}/{key}.yaml: _target_ {config.target!r} is not defined in src/")
@@ -252,12 +273,19 @@ def _known(key: str, valid, what: str, where: str) -> None:
         raise UserError(f"{where}: no {what} {key!r}{nearest(key, valid)}")
 
 
-def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str) -> str:
-    """Add a cell and the cells it needs; returns its id."""
+def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted: dict) -> str:
+    """Add a cell and the cells it needs; returns its id.  Its points are those that any of ``wanted`` asks for."""
     where = f"configs/paper/{paper}.yaml"
     _known(method, plan.methods, "method", where)
     _known(benchmark, plan.benchmarks, "benchmark", where)
+    _known(model, plan.models, "model", where)
     m, b = plan.methods[method], plan.benchmarks[benchmark]
+    for kind, key, config in (("method", method, m), ("benchmark", benchmark, b)):
+        if config.architecture != plan.models[model].architecture:
+            raise UserError(
+                f"{where}: {kind} {key!r} is for models of architecture {config.architecture!r} and does not fit "
+                f"model {model!r}, which is a {plan.models[model].architecture!r}"
+            )
     if b.needs not in m.implements:
         raise UserError(
             f"{where}: method {method!r} does not fit benchmark {benchmark!r}, which needs {b.needs}; the method "
@@ -270,19 +298,29 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str) -> str
             plan.cells[cell_id] = Cell(**{**vars(old), "papers": (*old.papers, paper)})
         return cell_id
     reference = m.reference or method
-    _known(reference, plan.methods, "method", f"configs/method/{method}.yaml")
+    peer = m.peer or method
+    for other in (reference, peer):
+        _known(other, plan.methods, "method", f"configs/method/{method}.yaml")
     used = [key for key in (*m.uses, *b.uses) if (reference, key) != (method, benchmark)]
-    needs = tuple(dict.fromkeys(_add(plan, model, reference, key, paper) for key in used))
-    extra = m.assets.get(model, {})
-    assets = [plan.models[model].asset, *b.assets, *extra.values()]
+    needs = tuple(dict.fromkeys(_add(plan, model, reference, key, paper, wanted) for key in used))
+    others = [plan.methods[other] for other in (reference, peer)]
+    extra = [key for config in (m, *others) for key in config.assets.get(model, {}).values()]
+    assets = list(dict.fromkeys([plan.models[model].asset, *b.assets, *extra]))
     for key in assets:
         _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
     allowed = tuple(key for key in assets if plan.lock[key].source in plan.suite.sources)
-    points = tuple(p for p in m.points if p in plan.suite.points.get(method, m.points))
-    code = fingerprint.code_version(m.target, plan.methods[reference].target, b.target)
+    asked = wanted.get((model, method, benchmark), {}).values()
+    chosen = set().union(*asked) if asked and None not in asked else set(m.points)
+    points = tuple(p for p in m.points if p in chosen and p in plan.suite.points.get(method, m.points))
+    if not points:
+        raise UserError(
+            f"{where}: suite {plan.name!r} takes none of the points of method {method!r} that the study of "
+            f"{benchmark!r} names ({', '.join(sorted(chosen))}); mend suite.points or the study"
+        )
+    code = fingerprint.code_version(m.target, *(o.target for o in others), b.target, plan.models[model].target)
     settings = [
         m.model_dump(mode="json", exclude={"points"}) | {"points": {p: m.points[p] for p in points}},
-        plan.methods[reference].model_dump(mode="json"),
+        [other.model_dump(mode="json") for other in others],
         [b.target, plan.params(benchmark)],
         [plan.models[model].model_dump(mode="json"), plan.suite.seed],
         [asset_version(plan.lock, key) for key in allowed],

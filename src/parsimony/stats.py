@@ -54,6 +54,9 @@ QUANTITIES = {
     "speedup_fastest": Quantity(
         "Speed-up over the fastest dtype", "x", "higher", ("tokens",), "seconds", ("fastest_tokens", "fastest_seconds")
     ),
+    "speedup_peer": Quantity(
+        "Speed-up over the peer", "x", "higher", ("tokens",), "seconds", ("peer_tokens", "peer_seconds")
+    ),
     "draft_share": Quantity("Share of time spent drafting", "", "lower", ("draft_seconds",), "seconds"),
     "exact_share": Quantity("Items equal to the reference, or tied", "", "higher", ("equal", "tie")),
     "ties": Quantity("Share of items that tie", "", "", ("tie",)),

@@ -1,5 +1,7 @@
 """Every method of configs/method, found by discovery, keeps what its config declares; a new one needs no test."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,13 +9,24 @@ import torch
 from conftest import ROOT
 
 from parsimony.instantiate import instantiate
-from parsimony.interfaces import ForwardTimer, Inputs, LanguageModel, Stateful, TextGenerator
+from parsimony.interfaces import (
+    BatchGenerator,
+    ForwardTimer,
+    Inputs,
+    LanguageModel,
+    MultiGenerator,
+    Stateful,
+    TextGenerator,
+)
+from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.models.language import Language
 from parsimony.plan import make_plan
 from parsimony.recipes.recycling_calibration import CountingDrafter
 from parsimony.records import SCHEMA
 
-PROTOCOLS = {"TextGenerator": TextGenerator, "LanguageModel": LanguageModel, "ForwardTimer": ForwardTimer}
+PROTOCOLS = {
+    kind.__name__: kind for kind in (TextGenerator, LanguageModel, ForwardTimer, BatchGenerator, MultiGenerator)
+}
 METHODS = make_plan([], ROOT).methods
 PAIRS = [(method, point) for method, config in METHODS.items() for point in config.points]
 
@@ -96,6 +109,33 @@ def test_lossless_methods_equal_their_reference(tiny, inputs, built):
     for prompt in prompts():
         expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+@pytest.fixture(scope="session")
+def drawn_one_by_one(tiny):
+    return draw(VerifyLoop(tiny), seed=1)
+
+
+def draw(loop, seed: int, runs: int = 500) -> list[tuple]:
+    """Second and third tokens of continuations of one prompt, sampled again and again by the same loop."""
+    rng, prompt = np.random.default_rng(seed), prompts()[2]
+    return [tuple(loop.generate(prompt, 3, rng, temperature=0.25).tokens.tolist()[1:]) for _ in range(runs)]
+
+
+@pytest.mark.parametrize("method", [m for m, config in METHODS.items() if config.lossless])
+def test_sampling_keeps_the_distribution_of_the_target(method, tiny, inputs, drawn_one_by_one):
+    """Chi-square against plain sampling; the state is kept, so drafters that learn propose what they saw before."""
+    from scipy.stats import chi2_contingency
+
+    system = build(method, next(iter(METHODS[method].points)), tiny, inputs)
+    if not isinstance(system, VerifyLoop):
+        pytest.skip(f"{METHODS[method].target} does not decode with the verify loop")
+    samples = [drawn_one_by_one, draw(system, seed=2)]
+    common = [pair for pair, count in Counter(sum(samples, [])).items() if count >= 12]
+    table = [[each.count(pair) for pair in common] for each in samples]
+    table = [[*row, len(each) - sum(row)] for row, each in zip(table, samples, strict=True)]
+    assert len(common) >= 5
+    assert chi2_contingency(table).pvalue > 1e-4
 
 
 def test_leaves_nothing_behind_but_its_declared_state(built):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parsimony.errors import UserError
-from parsimony.models.decoder import Decoder, DecoderConfig
+from parsimony.models.decoder import Decoder, DecoderConfig, linear, pack
 
 SIZES = dict(
     vocab_size=97,
@@ -199,3 +199,17 @@ def test_vectors_stand_in_for_embeddings(tiny):
     assert torch.equal(ours, expected)
     other = decoder.forward(named, decoder.cache(8), vectors=decoder.embedding[[9, 10]])
     assert torch.equal(other[:, 0], expected[:, 0]) and not torch.equal(other[:, 1], expected[:, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_packed_matrix_multiplies_like_a_plain_one(dtype, rows):
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(48, 40, generator=generator), torch.randn(1, rows, 40, generator=generator)
+    bias = torch.randn(48, generator=generator)
+    weight, x, bias = weight.to(dtype), x.to(dtype), bias.to(dtype)
+    expected = x.double() @ weight.double().T + bias.double()
+    error = 1e-5 if dtype == torch.float32 else 0.1 if dtype == torch.bfloat16 else 0.02
+    found = linear(x, pack(weight), bias)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=error, rtol=0)

@@ -32,7 +32,7 @@ def test_quick_suite_has_the_spine(root):
     assert "spec_mix--smollm2_135m_instruct--token_recycling" in plan.cells
     needs = plan.cells["spec_mix--smollm2_135m_instruct--token_recycling"].needs
     assert set(needs) == {f"{b}--smollm2_135m_instruct--greedy" for b in ("latency", "spec_mix")}
-    assert all(plan.lock[key].source in ("package", "generated", "trained") for key in plan.assets)
+    assert all(plan.lock[key].source in ("package", "generated", "shipped") for key in plan.assets)
     order = list(plan.cells)
     assert all(order.index(need) < order.index(key) for key, cell in plan.cells.items() for need in cell.needs)
 

@@ -5,8 +5,8 @@ import re
 import torch
 
 from parsimony.assets import fetch
+from parsimony.benchmarks.continuation import first_difference
 from parsimony.benchmarks.prompts import CATEGORIES, _cut, spec_mix, wiki_texts
-from parsimony.benchmarks.spec_mix import first_difference
 from parsimony.plan import make_plan
 
 

@@ -53,7 +53,7 @@ def test_fonts_are_embedded_as_type_42(report):
 def test_numbers_are_named(report):
     text = (report / "numbers.tex").read_text()
     assert r"\newcommand{\parsimony}[1]" in text
-    assert "parsimony@spec_mix_speed/smollm2_135m_instruct/token_recycling/tree_16/speedup\\endcsname{" in text
+    assert "parsimony@spec_mix_speed/smollm2_135m_instruct/token_recycling/auto/speedup\\endcsname{" in text
 
 
 def test_53_papers_in_ledger_and_coverage(report):

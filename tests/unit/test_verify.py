@@ -265,3 +265,39 @@ def test_running_odds_judge_what_was_never_verified():
     running.start()
     running.observe([3])
     assert not running.counts[0].any()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_sampled_chain_keeps_the_distribution_of_the_target(n):
+    """Leviathan et al., theorem 1: whatever drafts were drawn from, each token has the target's distribution."""
+    from scipy.stats import chisquare
+
+    rng, V, runs = np.random.default_rng(n), 6, 4000
+    logits = torch.from_numpy(rng.normal(0, 1.5, (n + 1, V)))
+    q = torch.from_numpy(rng.dirichlet(np.full(V, 0.4), n))
+    counts = np.zeros((n + 1, V))
+    for _ in range(runs):
+        tokens = torch.tensor([int(rng.choice(V, p=row)) for row in q.numpy()])
+        rows = torch.cat((torch.tensor([0]), tokens))
+        path, gained = verify.sampled(rows, logits, Draft(tokens, Tree.line(n), q=q), rng)
+        assert gained[:-1].tolist() == rows[path][1:].tolist()
+        for at, token in enumerate(gained.tolist()):
+            counts[at, token] += 1
+    for at in range(n + 1):
+        if (total := counts[at].sum()) >= 200:
+            assert chisquare(counts[at], total * logits[at].softmax(-1).numpy()).pvalue > 1e-4
+    drafts_kept = runs * q[0].numpy() / q[0].sum().item()  # the check can fail: what keeping every draft would give
+    assert chisquare(counts[0], drafts_kept).pvalue < 1e-6
+
+
+def test_a_sampled_tree_keeps_the_distribution_of_the_target():
+    from scipy.stats import chisquare
+
+    rng, V = np.random.default_rng(5), 6
+    tree = Tree.of([0, 0, 1])
+    rows, logits = torch.tensor([0, 4, 2, 3]), torch.from_numpy(rng.normal(0, 1.5, (4, V)))
+    gains = [verify.sampled(rows, logits, Draft(rows[1:], tree), rng)[1].tolist() for _ in range(4000)]
+    first = np.bincount([gained[0] for gained in gains], minlength=V)
+    assert chisquare(first, 4000 * logits[0].softmax(-1).numpy()).pvalue > 1e-4
+    second = np.bincount([gained[1] for gained in gains if gained[0] == 4], minlength=V)
+    assert chisquare(second, second.sum() * logits[1].softmax(-1).numpy()).pvalue > 1e-4

@@ -45,7 +45,7 @@ def needed_cells(wildcards):
 def asset_inputs(wildcards):
     """Manifests of the assets that an asset is made from."""
     return [
-        f"resources/{key}/manifest.json" for key in PLAN.lock[wildcards.asset].inputs
+        f"resources/{key}/manifest.json" for key in PLAN.lock[wildcards.asset].requires
     ]
 
 

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from parsimony.assets.store import Unavailable, compare, sha256
+from parsimony.assets.store import Unavailable, compare, fetch, sha256
 from parsimony.config import Asset
 from parsimony.errors import UserError
 
@@ -101,9 +101,13 @@ def hub(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Pa
         shutil.copyfile(found, target)
 
 
+SHIPPED = Path(__file__).resolve().parents[3] / "results" / "published" / "assets"
+SHIPPED_BYTES = 4_000_000
+
+
 def shipped(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
-    """Small weights committed under ``results/published/assets``."""
-    folder = Path(__file__).resolve().parents[3] / "results" / "published" / "assets" / key
+    """Small weights committed under ``results/published/assets``; `ship` makes them again by their recipe."""
+    folder = SHIPPED / key
     for name in asset.files:
         if not (folder / name).is_file():
             raise UserError(f"asset {key!r}: {folder / name} is not in this checkout; run `git checkout -- {folder}`")
@@ -121,6 +125,44 @@ def made(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, P
     except TypeError as error:
         raise UserError(f"asset {key!r}: params do not fit {asset.origin}: {error}") from None
     function(out, inputs, **asset.params)
+
+
+def ship(key: str, lock: dict[str, Asset], resources: Path, lock_file: Path) -> Path:
+    """Run the recipe of a shipped asset, put its files where they are committed, and lock their checksums.
+
+    Raises
+    ------
+    UserError
+        When the recipe's own quality floor fails, a file is too large to ship, or an input is missing.
+    """
+    asset, folder = lock[key], SHIPPED / key
+    if asset.source != "shipped":
+        raise UserError(f"asset {key!r} is {asset.source}, not shipped: `parsimony asset {key}` makes it")
+    inputs = {name: fetch_all(name, lock, resources) for name in asset.inputs}
+    with tempfile.TemporaryDirectory(dir=resources) as made_here:
+        out = Path(made_here)
+        made(key, asset, out, resources, inputs)
+        text = lock_file.read_text()
+        begin = text.index(f"\n{key}:\n")
+        end = text.find("\n\n", begin) if "\n\n" in text[begin:] else len(text)
+        row = text[begin:end]
+        for name in asset.files:
+            size = (out / name).stat().st_size
+            if size > SHIPPED_BYTES:
+                raise UserError(f"asset {key!r}: {name} has {size} bytes; at most {SHIPPED_BYTES} can be shipped")
+            facts = f"{{size: {size}, sha256: {sha256(out / name)}}}"
+            row = re.sub(rf"(?m)^    {re.escape(name)}: .*$", f"    {name}: {facts}", row)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / name, folder / name)
+    lock_file.write_text(text[:begin] + row + text[end:])
+    return folder
+
+
+def fetch_all(key: str, lock: dict[str, Asset], resources: Path) -> Path:
+    """Fetch an asset and, before it, whatever it is made from."""
+    for name in lock[key].requires:
+        fetch_all(name, lock, resources)
+    return fetch(key, lock, resources)
 
 
 SOURCES = {

@@ -89,7 +89,7 @@ def _make(key: str, lock: dict[str, Asset], resources: Path) -> None:
         partial.mkdir()
         facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence, "row": _row(asset)}
         try:
-            inputs = {name: load_path(name, lock, resources) for name in asset.inputs}
+            inputs = {name: load_path(name, lock, resources) for name in asset.requires}
             sources.SOURCES[asset.source](key, asset, partial, resources, inputs)
             facts["files"] = _check(key, asset, partial)
         except Unavailable as reason:

@@ -96,14 +96,14 @@ class Layer:
     """
 
     norm: Tensor
-    qkv: Tensor
+    qkv: Tensor | Packed
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: Tensor
+    o: Tensor | Packed
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Tensor | Packed
+    down: Tensor | Packed
     window: int | None
 
 
@@ -128,7 +128,7 @@ class Decoder:
             parts = [get(f"{prefix}.{name}.{kind}") for name in names]
             return None if parts[0] is None else torch.cat(parts)
 
-        def packed(prefix: str, *names: str) -> Tensor:
+        def packed(prefix: str, *names: str) -> Tensor | Packed:
             return pack(fused(prefix, names, "weight"))
 
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
@@ -357,20 +357,60 @@ class Decoder:
         return mask.repeat(1, R, 1)[:, None]
 
 
-def pack(weight: Tensor) -> Tensor:
-    """``weight`` [out, in] in the blocked layout in which oneDNN multiplies, where that is worth it: bfloat16 on a CPU.
+@dataclass(frozen=True)
+class Packed:
+    """A matrix [out, in] in the forms in which this CPU multiplies fastest (docs/decisions/001).
 
-    `torch.nn.functional.linear` packs a bfloat16 matrix at every call, which costs as much as reading it twice; packed
-    once, a pass over 1 to 8 rows takes about half the time, with the same results (docs/decisions/001).
+    Attributes
+    ----------
+    blocks : Tensor
+        oneDNN's blocked layout: in the matrix's own dtype where the CPU multiplies it natively, else in float32.
+    row : Tensor or None
+        The matrix itself, where one row is faster by PyTorch's matrix-vector kernel.
     """
-    here = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if weight.dtype != torch.bfloat16 or not here:
+
+    blocks: Tensor
+    row: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a pass over one row reads."""
+        one = self.blocks if self.row is None else self.row
+        return one.numel() * one.element_size()
+
+
+LONG_SUM = 1024
+"""oneDNN adds the terms of a product one by one; beyond this many the float32 rounding error is twice that of MKL."""
+
+
+def pack(weight: Tensor) -> Tensor | Packed:
+    """``weight`` [out, in] made ready for `linear`; on a GPU, or without oneDNN, as it is.
+
+    `torch.nn.functional.linear` brings a matrix into oneDNN's layout at every call, or leaves it to a slower library;
+    packed once, a pass over a few rows takes about half the time.
+    """
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return weight
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    if weight.dtype == torch.float32 and weight.shape[1] > LONG_SUM:
+        return weight
+    native = {
+        torch.float32: lambda: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }[weight.dtype]()
+    form = weight if native else weight.float()
+    return Packed(torch.ops.mkldnn._reorder_linear_weight(form.contiguous(), None), None if native else weight)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for a plain or packed matrix."""
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``; a half-precision matrix that the CPU cannot multiply natively sums in float32."""
+    if isinstance(weight, Tensor):
+        if weight.device.type == "cpu" and bias is None and x.numel() > x.shape[-1]:
+            return torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t().view(*x.shape[:-1], -1)  # fast for few rows
+        return F.linear(x, weight, bias)
+    if weight.row is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight.blocks, bias, "none", [], "")
+    if x.numel() == x.shape[-1]:
+        return F.linear(x, weight.row, bias)
+    wide = None if bias is None else bias.float()
+    return torch.ops.mkldnn._linear_pointwise(x.float(), weight.blocks, wide, "none", [], "").to(x.dtype)

@@ -63,6 +63,11 @@ class Language:
         """Token ids ([T] int64) of a text as it stands, without special tokens."""
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
+    def next_logits(self, prompt: Tensor, answer: Tensor) -> Tensor:
+        """Logits [V] behind a prompt ([T] int64) and the beginning of its continuation."""
+        ids = torch.cat((prompt, answer))
+        return self.decoder.prefill(ids[None], self.decoder.cache(len(ids)))[0, -1]
+
     def decode(self, ids: Tensor) -> str:
         """The text of generated ids, without the tokens that end a turn."""
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)

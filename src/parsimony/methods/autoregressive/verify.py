@@ -81,11 +81,14 @@ class Draft:
     odds : Tensor [n] float, optional
         The drafter's estimate of the probability that each node is accepted, never above that of its parent; a
         `Budget` verifies the likeliest nodes only.
+    q : Tensor [n, V], optional
+        Of a chain that was drawn at random: the distribution each token was drawn from.
     """
 
     tokens: Tensor
     tree: Tree
     odds: Tensor | None = None
+    q: Tensor | None = None
 
     @classmethod
     def line(cls, tokens: Tensor, odds: Tensor | None = None) -> Draft:
@@ -136,8 +139,42 @@ def longest(rows: Tensor, choice: Tensor, tree: Tree) -> Tensor:
     return tree.sees[best].nonzero()[:, 0]
 
 
+def sampled(rows: Tensor, logits: Tensor, draft: Draft, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Accepted rows ([m], root first) and the m tokens gained, distributed as if drawn from the target one by one.
+
+    Tokens that were not drawn at random (``draft.q`` is None): one draw from the target at each row decides, and the
+    path goes on while a child carries the drawn token.  A chain drawn from q: its token x is kept with probability
+    min(1, p(x) / q(x)), else one is drawn from max(p - q, 0), normalised (Leviathan et al. 2023, arXiv 2211.17192,
+    algorithm 1).
+
+    Parameters
+    ----------
+    rows : Tensor [n + 1] int64
+    logits : Tensor [n + 1, V]
+        Divided by the temperature already.
+    """
+    parents, path, gained = draft.tree.parents.tolist(), [0], []
+    while True:
+        at = path[-1]
+        p = logits[at].double().softmax(-1).numpy()
+        children = [j for j in range(at + 1, len(parents)) if parents[j] == at]
+        if draft.q is None or not children:
+            token = int(rng.choice(len(p), p=p))
+            node = next((j for j in children if int(rows[j]) == token), None)
+        else:
+            (node,), q = children, draft.q[at].double().numpy()
+            token = int(rows[node])
+            if rng.random() * q[token] >= p[token]:
+                rest = np.maximum(p - q, 0)
+                node, token = None, int(rng.choice(len(p), p=rest / rest.sum()))
+        gained.append(token)
+        if node is None:
+            return torch.tensor(path), torch.tensor(gained)
+        path.append(node)
+
+
 class VerifyLoop:
-    """A text generator that decodes greedily with any drafter.
+    """A text generator that decodes with any drafter, greedily or at a temperature.
 
     Parameters
     ----------
@@ -152,10 +189,14 @@ class VerifyLoop:
         self.model, self.drafter, self.budget = model, drafter, budget
         self._cache = None
 
-    def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
-        """Greedy continuation of ``prompt_ids`` by at most ``limit`` tokens; deterministic, so ``rng`` is not drawn.
+    def generate(
+        self, prompt_ids: Tensor, limit: int, rng: np.random.Generator, temperature: float = 0.0
+    ) -> Generation:
+        """Continuation of ``prompt_ids`` by at most ``limit`` tokens; greedy at temperature 0, ``rng`` is not drawn.
 
-        The first token comes from the prefill; `Cost.passes` and `Cost.accepted_per_pass` count what follows it.
+        The first token comes from the prefill; `Cost.passes` and `Cost.accepted_per_pass` count what follows it.  At
+        a temperature above 0 the output has the target's distribution whatever is drafted; a drafter that has a
+        method ``sample(temperature, rng)`` is told, so that it can draw its tokens too (`Draft.q`).
         """
         decoder, stop = self.model.decoder, self.model.stop_ids
         cost, began = Cost(), perf_counter()
@@ -164,12 +205,14 @@ class VerifyLoop:
         cache = self._empty_cache(len(prompt_ids) + limit + 128)
         reads = self.drafter is not None and self.drafter.reads_prompt
         logits = decoder.prefill(prompt_ids[None], cache, want="all" if reads else "last")[0]
-        tokens = [int(logits[-1].argmax())]
+        nothing = Draft.line(torch.empty(0, dtype=torch.int64))
+        tokens = [int(self._accept(torch.zeros(1), logits[-1:], nothing, temperature, rng)[1])]
+        if temperature and hasattr(self.drafter, "sample"):
+            self.drafter.sample(temperature, rng)
         if self.drafter is not None:
             self.drafter.start(prompt_ids, tokens[0], logits if reads else None)
         cost.prefill_seconds = perf_counter() - began
         vectors = getattr(self.drafter, "vectors", None)
-        nothing = Draft.line(torch.empty(0, dtype=torch.int64))
 
         while tokens[-1] not in stop and len(tokens) < limit:
             began = perf_counter()
@@ -183,13 +226,11 @@ class VerifyLoop:
             where = None if tree.chain else (length + tree.depth)[None]
             mask = None if tree.chain else tree.sees
             logits = decoder.forward(rows[None], cache, positions=where, tree=mask, vectors=vectors)[0]
-            choice = logits.argmax(-1)
-            path = longest(rows, choice, tree)
+            path, gained = self._accept(rows, logits, draft, temperature, rng)
             if tree.chain:
                 cache.truncate(length + len(path))
             else:
                 cache.keep(path, start=length)
-            gained = choice[path]  # the accepted tokens, then the bonus token
             new = _until(gained.tolist(), stop, limit - len(tokens))
             tokens += new
             cost.passes += 1
@@ -204,6 +245,15 @@ class VerifyLoop:
             cost.verify_seconds += verified - drafted
         cost.cache_bytes = cache.nbytes()
         return Generation(torch.tensor(tokens), cost)
+
+    @staticmethod
+    def _accept(rows, logits, draft: Draft, temperature: float, rng) -> tuple[Tensor, Tensor]:
+        """Accepted rows, root first, and the tokens gained: those of the rows behind it, then the bonus token."""
+        if temperature:
+            return sampled(rows, logits / temperature, draft, rng)
+        choice = logits.argmax(-1)
+        path = longest(rows, choice, draft.tree)
+        return path, choice[path]
 
     def nll(self, ids: Tensor) -> Tensor:
         """Negative log-likelihood in nats of ``ids[1:]`` ([T-1] float64), of the same network and cache."""
@@ -248,7 +298,7 @@ class VerifyLoop:
         order = draft.odds.argsort(descending=True, stable=True)  # no node before its parent
         nodes = order[: self.budget.size(draft.odds[order].numpy())].sort().values
         tree = draft.tree.subset(torch.cat((torch.zeros(1, dtype=torch.int64), nodes + 1)))
-        return Draft(draft.tokens[nodes], tree, draft.odds[nodes])
+        return Draft(draft.tokens[nodes], tree, draft.odds[nodes], None if draft.q is None else draft.q[nodes])
 
     def _empty_cache(self, capacity: int):
         if self._cache is None:
