@@ -131,6 +131,25 @@ class Claim(Closed):
     check: Check | None = Field(None, description="comes with the study that tests the claim")
 
 
+class Figure(Closed):
+    """A figure of a study: one quantity against a category, a benchmark, a parameter or another quantity."""
+
+    id: Key
+    mirrors: str = Field(description="the figure or table of the paper that it mirrors")
+    quantity: Key
+    benchmarks: list[Key] = Field(min_length=1)
+    against: str = Field(description="'category', 'benchmark', 'param:<name>' or 'quantity:<name>'")
+    methods: list[Key] = Field([], description="all that were measured if none are named")
+    points: dict[Key, list[Key]] = Field({}, description="method -> operating points; the best one if not named")
+
+    @model_validator(mode="after")
+    def _against_something(self):
+        kind, _, name = self.against.partition(":")
+        if kind not in ("category", "benchmark", "param", "quantity") or (kind in ("param", "quantity")) != bool(name):
+            raise ValueError(f"against: {self.against!r} is not category, benchmark, param:<name> or quantity:<name>")
+        return self
+
+
 class Paper(Closed):
     """One published system: citation, headline claims, and the study that tests them."""
 
@@ -145,6 +164,7 @@ class Paper(Closed):
     kind: str = Field(description="one sentence: what kind of system this is")
     claims: list[Claim] = Field(min_length=1)
     study: list[Study] = Field([], description="empty: not built yet")
+    figures: list[Figure] = Field([], description="what mirrors the paper's headline figures")
     pending: str = Field("", description="why there is no study yet")
 
     @model_validator(mode="after")

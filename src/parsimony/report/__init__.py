@@ -45,6 +45,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
         f"seed {plan.suite.seed}; suite {plan.name}.",
         "title": plan.suite.title,
         "suite": plan.name,
+        "papers": plan.papers,
     }
     out.mkdir(parents=True, exist_ok=True)
     tables.write_tables(summary, frame, out / "tables", context)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 
-from parsimony.report.style import RC, WIDTHS, look, words
-from parsimony.stats import pareto
+from parsimony.report.style import DASHES, RC, WIDTHS, look, words
+from parsimony.stats import QUANTITIES, pareto
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PER_CATEGORY = ("mean_accepted_tokens", "speedup")
+ONE = {"speedup": "reference", "mean_accepted_tokens": "one by one", "speedup_peer": "peer"}
+"""Quantities with a line at 1, and what stands there."""
+FEW = 8
+"""Up to so many operating points all carry their names; beyond, those on the front."""
 
 
 def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, context: dict) -> list[Path]:
@@ -23,7 +28,7 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
     Parameters
     ----------
     context : dict
-        ``methods`` (all keys of the project, which fixes the colours) and ``references``.
+        ``methods`` (all keys of the project, which fixes the colours), ``references`` and ``papers`` (their configs).
     """
     out.mkdir(parents=True, exist_ok=True)
     made = []
@@ -35,74 +40,161 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
             made += _pareto(mine, benchmark, out, context)
             made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
         made += _latency(records[records["benchmark"] == "latency"], out)
+        made += _of_papers(summary, records, out, context)
     return made
 
 
 def _categories(summary, benchmark, quantity, out, context) -> list[Path]:
     """A quantity by category: the best point of each method, with intervals where they may be claimed."""
-    data = summary[(summary["quantity"] == quantity) & summary["value"].notna()]
-    data = data[~data["method"].isin(context["references"])]
+    data = _best_points(summary[summary["quantity"] == quantity], context)
     if data.empty:
         return []
-    best = data[data["category"] == "all"].sort_values("value").groupby("method")["point"].last()
-    data = data[data["point"] == data["method"].map(best)]
     categories = ["all", *sorted(set(data["category"]) - {"all"})]
-    figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 0.34 * len(categories) + 0.75), layout="constrained")
-    methods = sorted(best.index)
+    return [_bands(data, "category", categories, quantity, out / f"{benchmark}_{quantity}", context)]
+
+
+def _best_points(data, context) -> pd.DataFrame:
+    """The rows of each method's best point by its pooled value; references are the line at 1."""
+    data = data[data["value"].notna() & ~data["method"].isin(context["references"])]
+    pooled = data[data["category"] == "all"].groupby(["benchmark", "method", "point"])["value"].mean().reset_index()
+    if pooled.empty:
+        return data.iloc[:0]
+    best = pooled.sort_values("value").groupby(["benchmark", "method"])["point"].last()
+    return data[data["point"] == pd.MultiIndex.from_frame(data[["benchmark", "method"]]).map(best)]
+
+
+def _bands(data, column, labels, quantity, stem, context) -> Path:
+    """One band a label, in it a mark with its interval a method."""
+    methods = sorted(data["method"].unique())
+    step = min(0.22, 0.8 / len(methods))
+    height = len(labels) * max(0.34, 0.11 * len(methods)) + 0.6 + 0.14 * (len(methods) // 2 + 1)
+    figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], height), layout="constrained")
     for n, method in enumerate(methods):
-        part = data[data["method"] == method].set_index("category").reindex(categories)
-        y = np.arange(len(categories)) + (n - (len(methods) - 1) / 2) * 0.22
-        style = look(method, context["methods"], context["references"])
+        part = data[data["method"] == method].drop_duplicates(column).set_index(column).reindex(labels)
+        y = np.arange(len(labels)) + (n - (len(methods) - 1) / 2) * step
+        style, points = look(method, context["methods"], context["references"]), part["point"].dropna().unique()
         axes.plot(part["value"], y, linestyle="none", color=style["color"], marker=style["marker"],
-                  label=f"{words(method)} ({words(best[method])})")  # fmt: skip
+                  label=f"{words(method)} ({words(points[0])})" if len(points) == 1 else words(method))  # fmt: skip
         axes.hlines(y, part["low"], part["high"], color=style["color"], linewidth=1)
-    axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
-    axes.annotate("greedy", (1.0, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7)
-    axes.set_yticks(range(len(categories)), [words(c) for c in categories])
+    if quantity in ONE:
+        axes.axvline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.annotate(
+            ONE[quantity], (1.0, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7
+        )
+    for edge in np.arange(len(labels) - 1) + 0.5:
+        axes.axhline(edge, color="#eeeeee", linewidth=0.6, zorder=0)
+    axes.set_yticks(range(len(labels)), [words(label) for label in labels])
     axes.invert_yaxis()
     axes.grid(axis="x", linewidth=0.3, color="#cccccc")
-    axes.set_xlabel(
-        {"speedup": "speed-up over greedy", "mean_accepted_tokens": "mean accepted tokens per pass"}[quantity]
-    )
+    axes.set_xlabel(_axis(quantity))
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return [_save(figure, data, out / f"{benchmark}_{quantity}")]
+    return _save(figure, data, stem)
+
+
+def _axis(quantity: str) -> str:
+    """Title of a quantity's axis with its unit."""
+    if quantity == "speedup":
+        return "speed-up over the reference"
+    q = QUANTITIES[quantity]
+    title = q.title[0].lower() + q.title[1:]
+    return f"{title} ({q.unit})" if q.unit and q.unit not in ("x", title) else title
+
+
+def _of_papers(summary, records, out, context) -> list[Path]:
+    """The figures that the papers' configs ask for."""
+    made = []
+    for paper, config in context["papers"].items():
+        for wanted in config.figures:
+            kind, _, name = wanted.against.partition(":")
+            data = _asked(summary, wanted, kind, context)
+            stem = out / f"{paper}_{wanted.id}"
+            if data.empty:
+                continue
+            if kind in ("category", "benchmark"):
+                order = wanted.benchmarks if kind == "benchmark" else sorted(data["category"].unique())
+                labels = [label for label in order if label in set(data[kind])]
+                made.append(_bands(data, kind, labels, wanted.quantity, stem, context))
+            else:
+                made += _curve(data, summary, records, wanted, kind, name, stem, context)
+    return made
+
+
+def _asked(summary, wanted, kind, context) -> pd.DataFrame:
+    """Rows of a figure: of each method the named points, else the best one (in a curve all of them)."""
+    data = summary[(summary["quantity"] == wanted.quantity) & summary["benchmark"].isin(wanted.benchmarks)]
+    data = data[data["value"].notna()]
+    if wanted.methods:
+        data = data[data["method"].isin(wanted.methods)]
+    named = data["method"].isin(wanted.points)
+    asked = [point in wanted.points.get(m, ()) for m, point in zip(data["method"], data["point"], strict=True)]
+    others = data[~named] if kind in ("param", "quantity") else _best_points(data[~named], context)
+    data = pd.concat([data[asked], others])
+    return data if kind == "category" else data[data["category"] == "all"]
+
+
+def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Path]:
+    """A quantity against a parameter or another quantity, a line a method (and benchmark, where there are several)."""
+    keys = ["benchmark", "method", "point"]
+    if kind == "param":
+        settings = records.drop_duplicates(keys).set_index(keys)["params"].map(json.loads)
+        x = pd.MultiIndex.from_frame(data[keys]).map(settings.map(lambda params: params.get(name)))
+    else:
+        other = summary[(summary["quantity"] == name) & (summary["category"] == "all")]
+        x = pd.MultiIndex.from_frame(data[keys]).map(other.set_index(keys)["value"])
+    data = data.assign(x=pd.to_numeric(pd.Series(list(x), index=data.index), errors="coerce")).dropna(subset=["x"])
+    if data.empty:
+        return []
+    figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 2.6), layout="constrained")
+    several = data["benchmark"].nunique() > 1
+    for (benchmark, method), part in data.groupby(["benchmark", "method"]):
+        part, style = part.sort_values("x"), look(method, context["methods"], context["references"])
+        label = f"{words(method)}, {words(benchmark)}" if several else words(method)
+        dash = DASHES[sorted(data["benchmark"].unique()).index(benchmark) % len(DASHES)]
+        line = {"linestyle": dash if kind == "param" else "none", "linewidth": 1}
+        axes.plot(part["x"], part["value"], label=label, **style | line)
+        axes.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=0.7)
+    if wanted.quantity in ONE:
+        axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.set_xlabel(words(name) if kind == "param" else _axis(name))
+    axes.set_ylabel(_axis(wanted.quantity))
+    axes.grid(linewidth=0.3, color="#cccccc")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return [_save(figure, data.drop(columns=["status", "reason"]), stem)]
 
 
 def _pareto(summary, benchmark, out, context) -> list[Path]:
-    """Speed-up against mean accepted tokens, all operating points, with the front."""
+    """Speed-up against mean accepted tokens, all operating points, with the front; its points carry their names."""
     pooled = summary[(summary["category"] == "all") & summary["quantity"].isin(PER_CATEGORY)]
     data = pooled.pivot_table(index=["method", "point"], columns="quantity", values=["value", "low", "high"])
     if data.empty or not {("value", "speedup"), ("value", "mean_accepted_tokens")} <= set(data.columns):
         return []
+    data = data[data["value", "speedup"].notna() & data["value", "mean_accepted_tokens"].notna()]
     x, y = data["value", "mean_accepted_tokens"].to_numpy(), data["value", "speedup"].to_numpy()
     front = pareto(np.stack((x, y), 1), (True, True))
-    figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 3.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 3.4), layout="constrained")
     axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
     order = np.argsort(x[front])
     axes.step(x[front][order], y[front][order], where="pre", color="#999999", linewidth=0.8, zorder=1)
-    axes.plot(
-        1.0,
-        1.0,
-        **{"linestyle": "none"} | {k: v for k, v in look("greedy", [], {"greedy"}).items() if k != "linestyle"},
-    )
+    greedy = look("greedy", [], {"greedy"}) | {"linestyle": "none"}
+    axes.plot(1.0, 1.0, **greedy)
     axes.annotate("greedy", (1.0, 1.0), xytext=(-5, 3), textcoords="offset points", fontsize=7, ha="right")
     for n, (method, _) in enumerate(data.index):
         style = look(method, context["methods"], context["references"])
         faint = 1.0 if front[n] else 0.45
         axes.plot(x[n], y[n], linestyle="none", color=style["color"], marker=style["marker"], alpha=faint)
-        for name, at, bound in (("mean_accepted_tokens", y[n], "h"), ("speedup", x[n], "v")):
+        for name, at, lines in (("mean_accepted_tokens", y[n], axes.hlines), ("speedup", x[n], axes.vlines)):
             if ("low", name) in data.columns:
                 span = data["low", name].iloc[n], data["high", name].iloc[n]
-                (axes.hlines if bound == "h" else axes.vlines)(
-                    at, *span, color=style["color"], linewidth=0.7, alpha=faint
-                )
-    _spread_labels(axes, x, y, [words(point) for _, point in data.index])
-    handles = {m: look(m, context["methods"], context["references"]) for m in sorted(data.index.unique("method"))}
-    for method, style in handles.items():
-        axes.plot([], [], linestyle="none", color=style["color"], marker=style["marker"], label=words(method))
-    axes.legend(frameon=False, loc="best")
+                lines(at, *span, color=style["color"], linewidth=0.7, alpha=faint)
+    named = front if len(data) > FEW else np.ones(len(data), bool)
+    _spread_labels(axes, x[named], y[named], [words(point) for _, point in data.index[named]])
+    methods = sorted(data.index.unique("method"))
+    for method in methods:
+        style = look(method, context["methods"], context["references"]) | {"linestyle": "none"}
+        axes.plot([], [], label=words(method), **style)
+    figure.legend(loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
     axes.set_xlabel("mean accepted tokens per pass")
-    axes.set_ylabel("speed-up over greedy")
+    axes.set_ylabel("speed-up over the reference")
     flat = data.copy()
     flat.columns = [f"{quantity}_{bound}" for bound, quantity in flat.columns]
     return [_save(figure, flat.reset_index(), out / f"{benchmark}_pareto")]

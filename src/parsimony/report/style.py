@@ -40,7 +40,7 @@ def look(method: str, methods: list[str], references: set[str]) -> dict:
     n = sorted(set(methods) - references).index(method)
     return {
         "color": COLOURS[n % len(COLOURS)],
-        "marker": MARKERS[n % len(MARKERS)],
+        "marker": MARKERS[(n + n // len(COLOURS)) % len(MARKERS)],
         "linestyle": DASHES[(n // len(COLOURS)) % len(DASHES)],
     }
 
