@@ -8,8 +8,8 @@ import pytest
 
 from parsimony.assets import fetch
 from parsimony.benchmarks.agentic_sql import ASSET, REFINEMENT, AgenticSql, databases
-from parsimony.benchmarks.code_edit import NEW, OLD, CodeEdit, Edit, edits, functions
-from parsimony.benchmarks.copying import copied_tokens, similarity
+from parsimony.benchmarks.code_edit import NEW, OLD, CodeEdit, Edit, edits, first_block, functions, similarity
+from parsimony.benchmarks.copying import copied_tokens
 from parsimony.plan import make_plan
 
 
@@ -63,11 +63,12 @@ def test_edits_are_changed_functions_of_a_size_and_the_instruction_tells_all_tha
 
 
 def rebuilt(edit: Edit) -> list[str]:
-    """The new function from the old one and the hunks alone."""
+    """The new function from the old one and what the instruction tells: lines that go or come, and the line above."""
     lines, at = edit.old.splitlines(), 0
     for gone, come, above in edit.hunks():
-        while lines[at : at + len(gone)] != gone or (at and lines[at - 1] != above):
-            at += 1
+        sought = gone or [above]
+        at = next(n for n in range(at, len(lines)) if lines[n : n + len(sought)] == sought)
+        at += not gone
         lines[at : at + len(gone)] = come
         at += len(come)
     return lines
@@ -86,7 +87,7 @@ def test_functions_of_one_name_in_a_module_are_left_out(tmp_path):
 
 def test_edits_of_a_module_and_questions_on_a_database_stand_in_a_row(paths):
     for category, items in groupby(code(10).items(paths, 0), key=lambda item: item.category):
-        modules = [item.source.split()[0] for item in items]
+        modules = [item.source.split()[1] for item in items]
         assert len(list(groupby(modules))) == len(set(modules)) < len(modules), category
     schemas = [item.turns[0].split("\n\n")[0] for item in sql(8).items(paths, 0)]
     assert len(list(groupby(schemas))) == len(set(schemas)) < len(schemas) / 2
@@ -120,7 +121,11 @@ def test_copied_tokens_lie_in_runs_that_the_prompt_has():
     assert copied_tokens(answer, answer) == 40
 
 
-def test_similarity_judges_an_answer_as_far_as_it_goes():
-    assert similarity([1, 2, 3], [1, 2, 3, 4, 5]) == 1
-    assert similarity([1, 2, 9, 9], [1, 2, 3, 4, 5]) == 0.5
-    assert similarity([7, 8], [1, 2]) == 0
+def test_similarity_judges_the_code_and_unfinished_code_as_far_as_it_goes():
+    assert first_block("Here:\n```python\na = 1\n\nb = 2\n```\nDone.\n```\nc\n```") == ("a = 1\n\nb = 2", True)
+    assert first_block("```python\na = 1\nb =") == ("a = 1\nb =", False)
+    assert first_block("no code") == ("no code", True)
+    assert similarity([1, 2, 3], [1, 2, 3, 4, 5], whole=False) == 1
+    assert similarity([1, 2, 3], [1, 2, 3, 4, 5], whole=True) == 0.75
+    assert similarity([1, 2, 9, 9], [1, 2, 3, 4, 5], whole=False) == 0.5
+    assert similarity([7, 8], [1, 2], whole=True) == 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from parsimony.benchmarks.copying import CopyingContinuation, similarity
+from parsimony.benchmarks.copying import CopyingContinuation
 from parsimony.interfaces import Item, Outcome, Workbench
 
 OLD, NEW = "django_4_2_1", "django_5_2"
@@ -71,8 +73,8 @@ class Edit:
 class CodeEdit(CopyingContinuation):
     """Changed functions of Django between releases 4.2.1 and 5.2; edits of one module follow one another.
 
-    Besides what every continuation records: ``edit_similarity``, how near the answer is to the function as it stands
-    in the newer release (1 is equal), up to the length of the answer.
+    Besides what every continuation records: ``edit_similarity``, how near the code of the answer is to the function as
+    it stands in the newer release (1 is equal); of an answer that the limit cuts short, as far as it goes.
 
     Parameters
     ----------
@@ -93,18 +95,33 @@ class CodeEdit(CopyingContinuation):
             order = np.random.default_rng([seed, *family.encode()]).permutation(len(modules))
             place = {modules[at]: rank for rank, at in enumerate(order)}
             for n in sorted(mine, key=lambda n: place[pool[n].file])[: self.count]:
-                item = Item(f"{family}_{n:05d}", family, (pool[n].request(),), f"{pool[n].file} {pool[n].name}")
-                items.append(item)
-                self.targets[item.id] = pool[n].new
+                edit = pool[n]
+                source = f"{OLD} {edit.file} {edit.name}"
+                items.append(Item(f"{family}_{n:05d}", family, (edit.request(),), source))
+                self.targets[items[-1].id] = edit.new
         return items
 
     def measure(self, item: Item, bench: Workbench) -> Outcome:
         outcome, model = super().measure(item, bench), bench.model(self.dtype)
-        target = model.encode(f"{_block(self.targets[item.id])}").tolist()
+        target = model.encode(self.targets[item.id]).tolist()
         for point in bench.points:
-            answer = [int(token) for token in outcome.outputs[point, "tokens"]]
-            outcome.numbers.append((point, "edit_similarity", similarity(answer, target), ""))
+            answer = torch.tensor(outcome.outputs[point, "tokens"], dtype=torch.int64)
+            code, whole = first_block(model.decode(answer))
+            outcome.numbers.append(
+                (point, "edit_similarity", similarity(model.encode(code).tolist(), target, whole), "")
+            )
         return outcome
+
+
+def first_block(answer: str) -> tuple[str, bool]:
+    """The first block of code in an answer (all of it, if there is no block), and whether it is finished."""
+    found = re.search(r"```\w*\n(.*?)(\n```|\Z)", answer, re.S)
+    return (found[1], bool(found[2])) if found else (answer, True)
+
+
+def similarity(code: list[int], target: list[int], whole: bool) -> float:
+    """Share of equal tokens (Ratcliff and Obershelp), 1 is equal; of unfinished code as far as it goes."""
+    return difflib.SequenceMatcher(None, code, target if whole else target[: len(code)], autojunk=False).ratio()
 
 
 def edits(old: Path, new: Path, characters: int) -> list[Edit]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
 from parsimony.benchmarks.continuation import Continuation
@@ -38,8 +36,3 @@ def copied_tokens(prompt: list[int], answer: list[int], run: int = RUN) -> int:
         if tuple(answer[n : n + run]) in known:
             inside.update(range(n, n + run))
     return len(inside)
-
-
-def similarity(answer: list[int], target: list[int]) -> float:
-    """Share of equal tokens (Ratcliff and Obershelp) of ``answer`` and as many tokens of ``target``; 1 is equal."""
-    return difflib.SequenceMatcher(None, answer, target[: len(answer)], autojunk=False).ratio()
