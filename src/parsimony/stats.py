@@ -62,6 +62,8 @@ QUANTITIES = {
     "ties": Quantity("Share of items that tie", "", "", ("tie",)),
     "divergence_rate": Quantity("Items that diverge from the reference", "", "lower", ("diverged",)),
     "logit_gap": Quantity("Mean logit gap where outputs diverge", "", "", ("logit_gap",)),
+    "copied_share": Quantity("Share of tokens copied from the conversation", "", "", ("copied_tokens",), "tokens"),
+    "edit_similarity": Quantity("Similarity to the edited function", "", "higher", ("edit_similarity",)),
     "cache_bytes": Quantity("Live cache", "bytes", "lower", ("cache_bytes",)),
     "state_bytes": Quantity("Drafter's own state", "bytes", "lower", ("state_bytes",)),
     "nll_per_token": Quantity("Negative log-likelihood", "nats/token", "lower", ("nll",), "tokens"),

@@ -6,6 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from parsimony.assets import fetch
+from parsimony.interfaces import Inputs
+from parsimony.methods.autoregressive.hf_assisted import HfAssisted
+from parsimony.methods.autoregressive.hf_prompt_lookup import HfPromptLookup
 from parsimony.methods.autoregressive.prompt_lookup import PromptLookup
 from parsimony.methods.autoregressive.token_recycling import TokenRecycling
 from parsimony.methods.autoregressive.verify import VerifyLoop
@@ -54,12 +57,22 @@ def test_the_end_of_a_turn_is_one_id_that_also_stands_in_prompts(model):
     assert model.decode(model.encode(text)) == text
 
 
-@pytest.mark.parametrize("method", [PromptLookup(), TokenRecycling()])
+@pytest.mark.parametrize("method", [PromptLookup(), TokenRecycling(), HfPromptLookup(), HfAssisted()])
 def test_lossless_on_real_prompts(model, method):
-    from parsimony.interfaces import Inputs
-
     system, greedy = method.build(model, Inputs()), VerifyLoop(model)
     for request in REQUESTS:
         prompt = model.chat([{"role": "user", "content": request}])
         expected = greedy.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+def test_prompt_lookup_and_its_peer_gain_the_same_in_every_pass(model):
+    """On a real edit, whose answer copies the prompt; ours is the default point of `prompt_lookup`."""
+    function = "def area(self, scale=1):\n    width = self.right - self.left\n    return scale * width * self.height\n"
+    request = f"```python\n{function}```\n\nWrite this function again, with `scale=2` for `scale=1`."
+    ours, theirs = PromptLookup().build(model, Inputs()), HfPromptLookup().build(model, Inputs())
+    prompt = model.chat([{"role": "user", "content": request}])
+    mine, other = (system.generate(prompt, 40, np.random.default_rng(0)) for system in (ours, theirs))
+    assert mine.tokens.tolist() == other.tokens.tolist()
+    assert mine.cost.accepted_per_pass == other.cost.accepted_per_pass
+    assert max(mine.cost.accepted_per_pass) > 4
