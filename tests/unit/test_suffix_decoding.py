@@ -142,20 +142,20 @@ class Never:
 
 def test_the_hybrid_asks_its_fallback_only_where_the_suffix_draft_promises_less(tiny):
     fallback = Never(NgramDrafter(3, 2, frozenset(), learns=True))
-    hybrid = HybridDrafter(drafter(), fallback, predicted=3)
+    hybrid = HybridDrafter(drafter(), fallback, predicted=2)
     prompt = [1, 2, 3, 4, 5, 6]
     speak(hybrid.suffix, prompt, [31, 32, 33, 34, 35, 36, 37, 38])
     hybrid.start(torch.tensor(prompt), 31, None)
     suffix = hybrid.suffix.speculate(10)
-    assert suffix.score < 3
+    assert suffix.score < 2
     assert hybrid.propose(10).tokens.tolist() == fallback.inner.propose(10).tokens.tolist() and fallback.asked == 1
     nothing = torch.empty(0)
     for token in (32, 33, 34):
         hybrid.observe(nothing, nothing, nothing, torch.tensor([token]))
-    assert hybrid.suffix.speculate(10).score >= 3
+    assert hybrid.suffix.speculate(10).score == 2  # four tokens at one half: the running output is there as well
     assert hybrid.propose(10).tokens.tolist()[:3] == [35, 36, 37] and fallback.asked == 1 and fallback.told == 3
     greedy = [VerifyLoop(tiny).generate(prompt_of(n, 9), 24, RNG).tokens.tolist() for n in (1, 2, 1)]
-    loop = VerifyLoop(tiny, HybridDrafter(drafter(), Never(NgramDrafter(3, 2, frozenset(), learns=True)), 3))
+    loop = VerifyLoop(tiny, HybridDrafter(drafter(), Never(NgramDrafter(3, 2, frozenset(), learns=True)), 2))
     assert [loop.generate(prompt_of(n, 9), 24, RNG).tokens.tolist() for n in (1, 2, 1)] == greedy
     saved = loop.state()
     assert set(saved) == {"suffix_tokens", "suffix_lengths", "fallback_counts"}
@@ -168,3 +168,29 @@ def test_the_hybrid_asks_its_fallback_only_where_the_suffix_draft_promises_less(
 def test_an_unknown_shape_is_one_sentence():
     with pytest.raises(UserError, match="shape 'bush' is not one of linear, tree"):
         SuffixDecoding(shape="bush")
+
+
+@pytest.mark.parametrize("cached", [-1, 0, 1, 3])
+@pytest.mark.parametrize("shape", ["linear", "tree"])
+def test_drafts_are_those_of_the_official_cache(cached, shape):
+    """Both trees, the choice between them and first-in-first-out eviction, over requests with common parts."""
+    why = "the official cache is not installed; `make oracles` builds it from the package arctic-inference"
+    theirs = pytest.importorskip("arctic_inference.suffix_decoding", reason=why).SuffixDecodingCache(64, cached)
+    mine, rng, drafted = drafter(cached, shape=shape, alpha=2.0), np.random.default_rng(cached + 1), 0
+    phrases = [rng.integers(0, 30, int(rng.integers(2, 9))).tolist() for _ in range(12)]
+    for request in range(12):
+        prompt, output = (sum((phrases[n] for n in rng.integers(0, 12, count)), []) for count in (6, 10))
+        theirs.start_request(request, prompt)
+        theirs.add_active_response(request, output[:1])
+        mine.start(torch.tensor(prompt), output[0], None)
+        for at in range(1, len(output)):
+            expected = theirs.speculate(request, prompt + output[:at], 16, 2.0, use_tree_spec=shape == "tree")
+            draft = mine.propose(100)
+            assert draft.tokens.tolist() == expected.token_ids and draft.odds.tolist() == expected.probs
+            assert (draft.tree.parents[1:] - 1).tolist() == expected.parents
+            drafted += len(expected.token_ids)
+            theirs.add_active_response(request, output[at : at + 1])
+            mine.observe(torch.empty(0), torch.empty(0), torch.empty(0), torch.tensor(output[at : at + 1]))
+        theirs.stop_request(request)
+        mine.finish(torch.tensor(output))
+    assert drafted > 300
