@@ -3,7 +3,7 @@
 The tree holds every substring of at most D tokens and how often it occurs (SuffixDecoding, arXiv 2411.04975; the
 order of equally frequent children follows the official code).  It is path-compressed: a node stands for a run of
 tokens that no count separates, and refers to one place in the text for them.  A suffix that may still grow always
-ends with a node's run, because the count falls there.  A token costs O(D), a node at most two a token.  Text of
+ends with a node's run, because the count falls there.  A token costs O(D) time and at most two nodes.  Text of
 removed sequences stays, for nodes may refer to it, until most of the text is dead; then what lives is moved together.
 """
 
