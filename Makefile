@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/installed-$(shell cat envs/requirements.txt pyproject.toml | cksum | tr ' ' -)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-all lint install clean
+.PHONY: run test test-all lint install oracles clean
 run: install
 	. $(VENV)/bin/activate && snakemake --cores all
 	@echo "report: results/quick/report/index.html"
@@ -33,6 +33,10 @@ $(STAMP): envs/requirements.txt pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	rm -f $(VENV)/installed-*
 	touch $@
+
+# Other implementations that tests compare with where they are installed (half a minute; needs a C++ compiler).
+oracles: install
+	envs/oracles.sh $(VENV)
 
 clean:
 	rm -rf $(VENV) .snakemake resources results/quick

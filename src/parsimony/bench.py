@@ -1,4 +1,4 @@
-"""How fast the decoder is: against transformers on the same weights, and against the memory of this machine."""
+"""How fast the parts are: the decoder against transformers and against the memory of this machine, the suffix tree."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from parsimony import provenance
 from parsimony.assets import load_path
+from parsimony.benchmarks.prompts import wiki_texts
+from parsimony.methods.autoregressive.suffix_tree import SuffixTree
 from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.models.language import Language
 from parsimony.plan import Plan
@@ -79,7 +81,83 @@ def copy_bandwidth(megabytes: int = 256, rounds: int = 7) -> float:
     return 2 * source.nbytes / min(times)
 
 
-def as_text(result: dict) -> str:
+def bench_suffix(plan: Plan, tokens: int = 1_000_000, queries: int = 2000) -> dict:
+    """Costs of a suffix tree of published depth (64) over ``tokens`` tokens of encyclopaedia articles.
+
+    The first articles are inserted whole, one sequence each; the last tenth token by token, as decoding would.  Then
+    drafts of at most 16 tokens behind random places, one half in articles that are in the tree, one half in others.
+
+    Returns
+    -------
+    dict
+        Microseconds an appended token (whole texts, token by token), a speculation (median and 99th percentile, lines
+        and trees) and a speculated token, all with the time of the Python call, and bytes of the tree.
+    """
+    from transformers import AutoTokenizer
+
+    config = next(iter(plan.models[key] for key in plan.suite.models))
+    model, articles = (
+        load_path(asset, plan.lock, plan.root / "resources") for asset in (config.asset, "wiki_summaries")
+    )
+    tokenizer, rng = AutoTokenizer.from_pretrained(model, local_files_only=True), np.random.default_rng(0)
+    texts = [np.array(tokenizer(item.turns[0])["input_ids"], np.int32) for item in wiki_texts(articles, 10**6, 1, 0)]
+    ends = np.cumsum([len(text) for text in texts])
+    known, whole = (int(np.searchsorted(ends, share * min(tokens, 0.9 * ends[-1]))) for share in (1, 0.9))
+    tree = SuffixTree(64)
+    tree.extend(-1, texts[-1][:2]), tree.speculate([1, 2], 1), tree.speculate([1, 2], 1, tree=True)  # compiles
+    tree = SuffixTree(64)
+    began = perf_counter()
+    for key in range(whole):
+        tree.extend(key, texts[key])
+    bulk, inserted = perf_counter() - began, tree.live
+    began = perf_counter()
+    for key in range(whole, known):
+        for at in range(len(texts[key])):
+            tree.extend(key, texts[key][at : at + 1])
+    single = (perf_counter() - began) / max(tree.live - inserted, 1)
+
+    result = {
+        "tokens": tree.live,
+        "sequences": len(tree),
+        "append_microseconds": 1e6 * bulk / inserted,
+        "append_one_microseconds": 1e6 * single,
+        "bytes": tree.nbytes,
+    }
+    for shape in ("linear", "tree"):
+        seconds, drafted = [], 0
+        for n in range(queries):
+            text = texts[int(rng.integers(*((0, known) if n % 2 else (known, len(texts)))))]
+            context = text[: int(rng.integers(1, len(text) + 1))]
+            began = perf_counter()
+            draft = tree.speculate(context, 16, tree=shape == "tree")
+            seconds.append(perf_counter() - began)
+            drafted += len(draft.tokens)
+        result |= {
+            f"{shape}_median_microseconds": 1e6 * median(seconds),
+            f"{shape}_p99_microseconds": 1e6 * float(np.quantile(seconds, 0.99)),
+            f"{shape}_microseconds_per_token": 1e6 * sum(seconds) / max(drafted, 1),
+        }
+    return result
+
+
+def suffix_text(result: dict) -> str:
+    """The result of `bench_suffix` for people."""
+    lines = [
+        f"suffix tree of depth 64, {result['tokens']:,} tokens in {result['sequences']:,} sequences, "
+        f"{result['bytes'] / 1e6:.0f} MB ({result['bytes'] / result['tokens']:.0f} bytes a token)",
+        f"append       {result['append_microseconds']:6.2f} us a token in whole texts, "
+        f"{result['append_one_microseconds']:.2f} us token by token",
+    ]
+    lines += [
+        f"{shape + ' draft':12} {result[f'{shape}_median_microseconds']:6.1f} us median, "
+        f"{result[f'{shape}_p99_microseconds']:.1f} us at the 99th percentile, "
+        f"{result[f'{shape}_microseconds_per_token']:.2f} us a speculated token"
+        for shape in ("linear", "tree")
+    ]
+    return "\n".join(lines)
+
+
+def decoder_text(result: dict) -> str:
     """The result of `bench_decoder` for people."""
     return (
         f"{result['model']}, {result['dtype']}, {result['cores']} cores, greedy\n"

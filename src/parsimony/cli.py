@@ -126,10 +126,14 @@ def coverage_command(options) -> None:
 
 
 def bench_command(options) -> None:
-    from parsimony.bench import as_text, bench_decoder
+    from parsimony import bench
     from parsimony.plan import make_plan
 
-    result = bench_decoder(make_plan(options.overrides))
+    measure, as_text = {
+        "decoder": (bench.bench_decoder, bench.decoder_text),
+        "suffix": (bench.bench_suffix, bench.suffix_text),
+    }[options.what]
+    result = measure(make_plan(options.overrides))
     print(json.dumps(result, indent=1) if options.format == "json" else as_text(result))
 
 
@@ -194,8 +198,13 @@ def _parser() -> argparse.ArgumentParser:
     cell = add("cell", cell_command, "measure one cell (goes on where an earlier try stopped)")
     cell.add_argument("cell")
     take_overrides(cell)
-    bench = add("bench", bench_command, "time our decoder against transformers in one process", formats=True)
-    bench.add_argument("what", choices=("decoder",))
+    bench = add(
+        "bench",
+        bench_command,
+        "time our decoder against transformers, or the suffix tree at a million tokens",
+        formats=True,
+    )
+    bench.add_argument("what", choices=("decoder", "suffix"))
     take_overrides(bench)
     add("schemas", schemas_command, "write the JSON schemas of the configuration to workflow/schemas")
     add("doctor", doctor_command, "what this machine has, and what that allows")

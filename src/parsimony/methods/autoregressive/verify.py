@@ -100,7 +100,8 @@ class Drafter(Protocol):
     """What a speculative method supplies; everything else is shared.
 
     A drafter with learnt input vectors has them as ``vectors`` [m, D]; draft tokens V, V + 1, ... stand for them.
-    They are rows of the pass that can never be accepted, and whose logits `observe` gets as well.
+    They are rows of the pass that can never be accepted, and whose logits `observe` gets as well.  The last pass is
+    not observed; a drafter that wants the whole output has a method ``finish(tokens)``, called with it ([n] int64).
     """
 
     reads_prompt: bool
@@ -243,6 +244,10 @@ class VerifyLoop:
                 self.drafter.observe(rows, logits, path, gained)
             cost.draft_seconds += drafted - began + perf_counter() - verified
             cost.verify_seconds += verified - drafted
+        began = perf_counter()
+        if hasattr(self.drafter, "finish"):
+            self.drafter.finish(torch.tensor(tokens))
+        cost.draft_seconds += perf_counter() - began
         cost.cache_bytes = cache.nbytes()
         return Generation(torch.tensor(tokens), cost)
 
