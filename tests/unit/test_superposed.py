@@ -397,3 +397,14 @@ def test_the_parts_of_the_encyclopaedia_share_no_article(root):
     assert len(set.union(*numbers)) == sum(map(len, numbers)) == 10033
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
     assert min(map(len, numbers)) > 500
+
+
+def test_too_little_text_is_refused(tiny_folder, tmp_path):
+    import json
+
+    from parsimony.recipes.ngram_tables import count
+
+    (tmp_path / "summaries.json").write_text(json.dumps({str(n): {"extract": "Some words."} for n in range(40)}))
+    inputs = {"model": tiny_folder, "text": tmp_path}
+    with pytest.raises(UserError, match="at least 500,000"):
+        count(tmp_path, inputs, model="model", text="text", longest=6, vocabulary=300)
