@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def rng(seed=0):
 
 def prompt_of(seed, length=15):
     return torch.from_numpy(rng(seed).integers(0, 300, length))
+
+
+@pytest.fixture(scope="module")
+def endless(tiny):
+    """The tiny model, with no token that ends a text."""
+    return replace(tiny, stop=())
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +89,12 @@ def test_one_draft_without_ngrams_is_greedy(tiny, seed, length, limit):
 
 @pytest.mark.parametrize("mixing", ["geometric", "none"])
 @pytest.mark.parametrize("drafts", [1, 2, 3, 5, 8])
-def test_passes_are_the_generated_length_whatever_k_is(tiny, tables, drafts, mixing):
-    decoder = decoder_of(tiny, tables, drafts=drafts, mixing=mixing)
+def test_passes_are_the_generated_length_whatever_k_is(endless, tables, drafts, mixing):
+    decoder = decoder_of(endless, tables, drafts=drafts, mixing=mixing)
     for seed in range(5):
         made = decoder.generate_many(prompt_of(seed), 12, rng())
         assert made.cost.passes + 1 == made.cost.rows + 1 == max(map(len, made.tokens)) == 12
-        cache = tiny.decoder.cache(1)
+        cache = endless.decoder.cache(1)
         one = 2 * len(cache.lengths) * cache.data.shape[3] * cache.data.shape[5] * cache.data.element_size()
         assert made.cost.cache_bytes == (15 + 11) * one  # one entry a step for all drafts
 
@@ -192,17 +199,16 @@ def test_a_draft_without_any_seen_ngram_is_penalised(tiny):
     assert bool((rises <= -200).all()) and bool((rises > -300).all())
 
 
-def test_resets_go_on_as_from_the_best_draft(tiny, tables):
+def test_resets_go_on_as_from_the_best_draft(endless, tables):
     """Behind a reset everything depends on prompt and chosen draft alone: the cache holds the draft's own entries."""
     prompt = prompt_of(4)
-    decoder = decoder_of(tiny, tables, drafts=3, reset=4)
+    decoder = decoder_of(endless, tables, drafts=3, reset=4)
     made = decoder.generate_many(prompt, 10, rng())
-    fresh = decoder_of(tiny, tables, drafts=3)
+    fresh = decoder_of(endless, tables, drafts=3)
     text = prompt
     for length in (4, 4, 2):
         with watching() as beams:
             fresh.generate_many(text, length, rng())
-        assert not beams[0].finished
         last = beams[0].tokens
         text = torch.cat((text, last[0]))
     stem = text[len(prompt) : len(prompt) + 8].tolist()
@@ -219,6 +225,9 @@ def test_ngrams_alone_run_no_network(tiny, tables):
     best[sorted(tiny.stop_ids)] = 0
     one = decoder_of(tiny, tables, drafts=3, mixing="ngram").generate_many(prompt_of(0), 1, rng())
     assert one.tokens[0].tolist() == [int(best.argmax())]
+    few = NgramTables.count([np.array([5, 7, 7, 9]), np.array([7, 9])], 300)
+    behind_unseen = decoder_of(tiny, few, drafts=1, mixing="ngram").generate_many(torch.tensor([100]), 2, rng())
+    assert behind_unseen.tokens[0].tolist() == [7, 9]  # the most frequent token, then what mostly follows it
 
 
 def test_an_ended_draft_is_kept_and_nothing_grows_behind_it():
@@ -354,12 +363,12 @@ def test_coverage_grows_with_drafts_and_falls_with_tokens(seed, k):
     drafts = [torch.from_numpy(draw.integers(0, 2, int(draw.integers(1, 11)))) for _ in range(k)]
     found = covered(drafts, truth)
     for m in (1, 2, 3):
-        row = [found[f"hit_{m}_at_{j}"][0] for j in range(1, min(k, 3) + 1)]
+        row = [found[f"hit_{m}_at_{j}"][0] for j in range(1, 4)]
         assert row == sorted(row)
         assert row == [
             float(any(d[:m].tolist() == truth[:m].tolist() for d in drafts[:j])) for j in range(1, len(row) + 1)
         ]
-    for j in range(1, min(k, 3) + 1):
+    for j in range(1, 4):
         assert found[f"hit_1_at_{j}"] >= found[f"hit_2_at_{j}"] >= found[f"hit_3_at_{j}"]
     assert found["agreement"][0] == max(agreement(draft, truth) for draft in drafts)
 

@@ -16,7 +16,7 @@ from parsimony.models.language import Language
 from parsimony.models.sentence_encoder import SentenceEncoder
 
 AHEAD = 3
-"""True next tokens that coverage asks for: 1 up to so many, within 1 up to so many drafts."""
+"""True next tokens that coverage asks for: 1 up to so many, within the first 1 up to so many drafts (if there are)."""
 
 
 class PrefixCompletion:
@@ -128,9 +128,7 @@ def covered(drafts: list[Tensor], truth: Tensor) -> dict[str, tuple[float, str]]
     """
     agree = [agreement(draft, truth) for draft in drafts]
     hits = {
-        f"hit_{m}_at_{j}": (float(max(agree[:j]) >= m), "")
-        for m in range(1, AHEAD + 1)
-        for j in range(1, min(AHEAD, len(drafts)) + 1)
+        f"hit_{m}_at_{j}": (float(max(agree[:j]) >= m), "") for m in range(1, AHEAD + 1) for j in range(1, AHEAD + 1)
     }
     found = [pair for draft in drafts for pair in zip(draft.tolist(), draft[1:].tolist(), strict=False)]
     numbers = hits | {"agreement": (float(max(agree)), "tokens"), "covered": (float(max(agree) >= 1), "")}

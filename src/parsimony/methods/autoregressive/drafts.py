@@ -20,7 +20,7 @@ class Beam:
     """
 
     def __init__(self, k: int, stop: frozenset[int]):
-        self.k, self.stop = k, torch.tensor(sorted(stop))
+        self.k, self.stop = k, torch.tensor(sorted(stop), dtype=torch.int64)
         self.tokens = torch.empty(1, 0, dtype=torch.int64)
         self.scores = torch.zeros(1, dtype=torch.float64)
         self.finished: list[tuple[float, Tensor]] = []

@@ -99,6 +99,11 @@ class NgramTables:
                 q += weight * self.probabilities(histories, tokens, n)
         return q
 
+    def unigrams(self) -> np.ndarray:
+        """Share of each token among those that something followed ([V] float64)."""
+        counts = np.bincount(self.keys[0] // self.vocabulary, self.counts[0], self.vocabulary)
+        return counts / max(counts.sum(), 1)
+
     def distribution(self, histories: np.ndarray, weights: Sequence[float]) -> np.ndarray:
         """`mixture` over the whole vocabulary ([m, V] float64)."""
         q = np.zeros((len(histories), self.vocabulary))

@@ -42,7 +42,8 @@ class SuperposedDecoding:
     kept : int or None
         Tokens of p that are kept (n_token_sample); None is three a draft, as all official settings have it.
     mixing : {"geometric", "none", "ngram"}
-        As above; the network alone; or the n-grams alone (log f = log q over the whole vocabulary, no forward pass).
+        As above; the network alone; or the n-grams alone: log f = log q over the whole vocabulary, no forward pass, and
+        behind a token that was never seen the tokens' frequencies, with the penalty.
     weights : list of float
         lambda_n for n = 2, 3, ...
     mix_first : bool
@@ -135,8 +136,10 @@ class SuperposedDecoder:
         history = torch.cat((tail, beam.tokens), 1)[:, -longest:].numpy()
         if s.mixing == "ngram":
             q = torch.from_numpy(self.tables.distribution(history, s.weights))  # [m, V]
+            unseen = (q == 0).all(1, keepdim=True)
+            q = torch.where(unseen, torch.from_numpy(self.tables.unigrams()), q)
             tokens = largest(q, s.kept)
-            return tokens, q.gather(1, tokens).log()
+            return tokens, q.gather(1, tokens).log() - s.penalty * unseen
         kept = largest(logits, s.kept)
         log_p = (logits[kept].double() / s.tau).log_softmax(-1).expand(m, -1)  # softmax over a part = renormalised
         tokens = kept.expand(m, -1)
