@@ -69,6 +69,46 @@ QUANTITIES = {
     "nll_per_token": Quantity("Negative log-likelihood", "nats/token", "lower", ("nll",), "tokens"),
     "perplexity": Quantity("Perplexity", "", "lower", ("nll",), "tokens", scale=np.exp),
     "bits_per_byte": Quantity("Bits per byte", "bits/byte", "lower", ("nll",), "bytes", scale=lambda x: x / np.log(2)),
+    "forward_passes": Quantity("Forward passes a prompt", "passes", "lower", ("forward_passes",)),
+    "rows_per_prompt": Quantity("Rows a prompt", "tokens", "lower", ("rows",), "prompts"),
+    "seconds_per_prompt": Quantity("Seconds a prompt", "s", "lower", ("seconds",), "prompts"),
+    "perplexity_best": Quantity(
+        "Perplexity of the best draft", "", "lower", ("best_nll",), "best_tokens", scale=np.exp
+    ),
+    "agreement": Quantity("True tokens that a draft begins with", "tokens", "higher", ("agreement",)),
+    "coverage_per_pass": Quantity(
+        "True next token covered, a pass", "1/pass", "higher", ("covered",), "forward_passes"
+    ),
+    "agreement_per_pass": Quantity(
+        "True tokens covered, a pass", "tokens/pass", "higher", ("agreement",), "forward_passes"
+    ),
+    "agreement_per_row": Quantity("True tokens covered, a row", "", "higher", ("agreement",), "rows"),
+    "distinct_bigrams": Quantity("Distinct bigrams of the drafts", "", "higher", ("distinct_bigrams",), "bigrams"),
+    "coherence": Quantity("Cosine of drafts and prefix", "", "higher", ("coherence",)),
+    "coherence_true": Quantity("Cosine of true continuation and prefix", "", "", ("true_coherence",)),
+    "similarity": Quantity("Cosine of drafts and true continuation", "", "higher", ("similarity",)),
+    "similarity_first": Quantity(
+        "Cosine of the first draft and the true continuation", "", "higher", ("similarity_first",)
+    ),
+    "similarity_best": Quantity(
+        "Cosine of the nearest draft and the true continuation", "", "higher", ("similarity_best",)
+    ),
+    "linearity": Quantity(
+        "Linearity of the network on the drafts", "cosine", "", ("linearity_sum",), "linearity_steps"
+    ),
+    "linearity_first": Quantity("Linearity at the first step", "cosine", "", ("linearity_first",)),
+    "linearity_last": Quantity("Linearity at the last step", "cosine", "", ("linearity_last",)),
+}
+QUANTITIES |= {
+    f"perplexity_draft_{n}": Quantity(
+        f"Perplexity of draft {n}", "", "lower", (f"draft_{n}_nll",), f"draft_{n}_tokens", scale=np.exp
+    )
+    for n in (1, 2, 3)
+}
+QUANTITIES |= {
+    f"coverage_{m}_at_{j}": Quantity(f"True next {m} in {j} drafts", "", "higher", (f"hit_{m}_at_{j}",))
+    for m in (1, 2, 3)
+    for j in (1, 2, 3)
 }
 KEYS = ["model", "benchmark", "method", "point"]
 

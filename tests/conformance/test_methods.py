@@ -18,6 +18,7 @@ from parsimony.interfaces import (
     Stateful,
     TextGenerator,
 )
+from parsimony.methods.autoregressive.ngrams import NgramTables
 from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.models.language import Language
 from parsimony.plan import make_plan
@@ -44,7 +45,10 @@ def inputs(tmp_path_factory) -> Inputs:
         for count in (1, 8, 81):
             item = dict.fromkeys(SCHEMA.names, "") | {"item": f"{dtype}_{count}", "category": dtype, "status": "ok"}
             rows += [item | {"metric": "rows", "value": count}, item | {"metric": "seconds", "value": 1 + count / 20}]
-    return Inputs({"calibration": folder}, {"latency": pd.DataFrame(rows)})
+    ngrams = tmp_path_factory.mktemp("ngrams")
+    texts = [np.random.default_rng(seed).integers(0, 300, 400) for seed in range(20)]
+    NgramTables.count(texts, 300).save(ngrams / "ngrams.safetensors")
+    return Inputs({"calibration": folder, "ngrams": ngrams}, {"latency": pd.DataFrame(rows)})
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
@@ -149,6 +153,45 @@ def test_leaves_nothing_behind_but_its_declared_state(built):
     again = system.generate(prompts()[2], 12, np.random.default_rng(0))
     assert again.tokens.tolist() == first.tokens.tolist()
     assert again.cost.accepted_per_pass == first.cost.accepted_per_pass
+
+
+def multi(built):
+    config, system = built
+    if "MultiGenerator" not in config.implements:
+        pytest.skip(f"{config.target} declares no MultiGenerator")
+    return system
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 17])
+def test_many_drafts_honour_the_limit_and_return_costs(built, tiny, limit):
+    system = multi(built)
+    for prompt in prompts():
+        drafts = system.generate_many(prompt, limit, np.random.default_rng(0))
+        assert len(drafts.tokens) == len(drafts.scores) and bool(drafts.tokens) == bool(limit)
+        assert drafts.scores == sorted(drafts.scores, reverse=True)
+        for tokens in drafts.tokens:
+            assert tokens.dtype == torch.int64 and tokens.ndim == 1 and 1 <= len(tokens) <= limit
+            assert int(tokens.min()) >= 0 and int(tokens.max()) < tiny.decoder.config.vocabulary
+            assert not set(tokens[:-1].tolist()) & tiny.stop_ids
+            assert len(tokens) == limit or int(tokens[-1]) in tiny.stop_ids
+        cost = drafts.cost
+        assert 0 <= cost.passes <= cost.rows
+        assert cost.passes == 0 or cost.cache_bytes > 0
+        assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
+
+
+def test_the_seed_decides_every_draft_and_nothing_is_left_behind(request, tiny, inputs, built):
+    multi(built)
+    fresh = [build(*request.node.callspec.params["built"], tiny, inputs) for _ in range(2)]
+    runs = []
+    for system in (*fresh, fresh[0]):
+        learnt = isinstance(system, Stateful)
+        start = system.state() if learnt else {}
+        many = [system.generate_many(p, 9, np.random.default_rng(7)) for p in prompts()]
+        runs.append([([t.tolist() for t in d.tokens], d.scores, d.cost.passes, d.cost.rows) for d in many])
+        if learnt:
+            system.restore(start)
+    assert runs[0] == runs[1] == runs[2]
 
 
 def test_nll_matches_the_decoder(built, tiny):

@@ -134,6 +134,11 @@ class KVCache:
             self.lengths[i] = min(self.lengths[i], length)
         self.in_order = min(self.in_order, length)
 
+    def select(self, sequences: Tensor) -> None:
+        """Become the batch of these sequences ([n] int64) in that order; one may be taken several times."""
+        self.data = self.data.index_select(2, sequences)
+        self.positions = self.positions.index_select(1, sequences)
+
     def rerotate(self, layer: int, positions: Tensor, rope) -> None:
         """Move the keys of a layer to new ``positions`` ([B, L] or [L]) by rotating each by the difference.
 
