@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from parsimony.assets import fetch
-from parsimony.benchmarks.agentic_sql import ASSET, REFINEMENT, AgenticSql, databases
+from parsimony.benchmarks.agentic_sql import ASSET, AgenticSql, databases
 from parsimony.benchmarks.code_edit import NEW, OLD, CodeEdit, Edit, edits, first_block, functions, similarity
 from parsimony.benchmarks.copying import copied_tokens
 from parsimony.plan import make_plan
@@ -89,7 +89,7 @@ def test_edits_of_a_module_and_questions_on_a_database_stand_in_a_row(paths):
     for category, items in groupby(code(10).items(paths, 0), key=lambda item: item.category):
         modules = [item.source.split()[1] for item in items]
         assert len(list(groupby(modules))) == len(set(modules)) < len(modules), category
-    schemas = [item.turns[0].split("\n\n")[0] for item in sql(8).items(paths, 0)]
+    schemas = [item.turns[0].split("\n\n")[1] for item in sql(8).items(paths, 0)]
     assert len(list(groupby(schemas))) == len(set(schemas)) < len(schemas) / 2
 
 
@@ -106,11 +106,11 @@ def test_the_dump_gives_20_databases_and_questions_name_what_is_there(paths):
     items = sql(1000, 100_000).items(paths, 0)
     assert sum(item.category == "spider" for item in items) == 23
     for item in items:
-        assert item.turns[1:] == REFINEMENT
+        assert len(item.turns) == 3
         assert ("own question" in item.source) == (item.category != "spider")
     short = sql(1000).items(paths, 0)
     assert 60 <= len(short) < len(items) and {item.id for item in short} <= {item.id for item in items}
-    assert all(len(item.turns[0].split("\n\n")[0]) <= 900 for item in short)
+    assert all(len(item.turns[0].split("\n\n")[1]) <= 900 for item in short)
 
 
 def test_copied_tokens_lie_in_runs_that_the_prompt_has():

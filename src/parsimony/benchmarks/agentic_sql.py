@@ -14,12 +14,6 @@ from parsimony.benchmarks.copying import CopyingContinuation
 from parsimony.interfaces import Item
 
 ASSET = "spider_dev"
-REFINEMENT = (
-    "Check that every table and column of your query is in the schema. Write the corrected SQL query.",
-    'Return JSON with the keys "question", "tables" and "sql", where "sql" is the corrected query.',
-)
-"""The turns behind the first: they are the same for every item."""
-
 TEXT, NUMBER = ("text", "char", "varchar"), ("int", "double", "float", "decimal")
 
 
@@ -80,12 +74,27 @@ class AgenticSql(CopyingContinuation):
             pool = []
             for n, (database, question, source) in enumerate(QUESTIONS[category](paths[ASSET], schemas)):
                 if database in place:
-                    first = f"{_schema(schemas[database])}\n\n{question} Answer with one SQL query."
-                    item = Item(f"{category}_{n:05d}", category, (first, *REFINEMENT), source)
+                    item = Item(f"{category}_{n:05d}", category, turns(schemas[database], question), source)
                     pool.append((place[database], item))
             # Stable: questions on one database keep their order.
             chosen += sorted(pool, key=lambda each: each[0])[: self.count]
         return [item for _, item in sorted(chosen, key=lambda each: each[0])]
+
+
+def turns(tables: dict[str, Table], question: str) -> tuple[str, str, str]:
+    """The requests of one workflow: write a query (two examples show how), correct it, return it as JSON."""
+    table = next(iter(tables.values()))
+    column = list(table.columns)[1]
+    examples = {
+        f"How many rows does {table.name} have?": f"SELECT count(*) FROM {table.name};",
+        f"List every {column} of {table.name} in order.": f"SELECT {column} FROM {table.name} ORDER BY {column};",
+    }
+    shown = "\n\n".join(f"Question: {asked}\nSQL: {answer}" for asked, answer in examples.items())
+    return (
+        f"Write SQL for these tables.\n\n{_schema(tables)}\n\n{shown}\n\nQuestion: {question}\nSQL:",
+        "Are all tables and columns of this query in the schema? Write the corrected query.\nSQL:",
+        f'Put the query into this JSON.\n{{"question": "{question}", "sql": "..."}}',
+    )
 
 
 def databases(dump: Path) -> dict[str, dict[str, Table]]:

@@ -55,7 +55,10 @@ class Edit:
 
     def request(self) -> str:
         """The prompt.  The releases say nothing about a single function, so the instruction is ours: what differs."""
-        return f"Here is a Python function.\n\n{_block(self.old)}\n\n{self.instruction()} Write the whole new function."
+        change = self.instruction()
+        return (
+            f"Change this Python function.\n\n{change}\n{_block(self.old)}\n\nAnswer with the whole changed function."
+        )
 
     def instruction(self) -> str:
         """The change in words, as `difflib` finds it."""
@@ -144,11 +147,11 @@ def functions(folder: Path) -> dict[tuple[str, str], str]:
     found = {}
     for path in sorted(Path(folder).rglob("*.py")):
         text, file = path.read_text(encoding="utf-8"), path.relative_to(folder).as_posix()
-        named = list(_named(ast.parse(text), ""))
+        named, lines = list(_named(ast.parse(text), "")), text.split("\n")
         count = Counter(name for name, _ in named)
         for name, node in named:
             if count[name] == 1:
-                found[file, name] = textwrap.dedent(ast.get_source_segment(text, node, padded=True))
+                found[file, name] = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
     return found
 
 
