@@ -23,9 +23,7 @@ class SentenceEncoder:
 
         self.longest = longest
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.network = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
-        ).eval()
+        self.network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
     @torch.inference_mode()
     def encode(self, texts: list[str]) -> Tensor:
