@@ -18,12 +18,9 @@ WORDS = st.lists(st.sampled_from("abc"), max_size=7).map(" ".join)
 @pytest.fixture
 def paths(tmp_path):
     rng = np.random.default_rng(0)
-    rows = {
-        n: {
-            "extract": " ".join("Many " + " ".join(rng.choice(TEXT[:-1].lower().split(), k)) + "." for k in (6, 14, 20))
-        }
-        for n in range(200)
-    }
+    words = TEXT[:-1].lower().split()
+    texts = [[" ".join(["Many", *rng.choice(words, k)]) + "." for k in (6, 14, 20)] for _ in range(200)]
+    rows = {n: {"extract": " ".join(three)} for n, three in enumerate(texts)}
     (tmp_path / "summaries.json").write_text(json.dumps(rows))
     return {"wiki_summaries": tmp_path}
 

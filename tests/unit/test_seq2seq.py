@@ -136,29 +136,7 @@ def test_blocks_mask_what_follows_a_cut(lengths, block, seed):
 
 @pytest.fixture
 def articles(tmp_path):
-    words = [
-        "the",
-        "cat",
-        "of",
-        "a",
-        "town",
-        "is",
-        "on",
-        "its",
-        "hill",
-        "and",
-        "people",
-        "like",
-        "to",
-        "see",
-        "it",
-        "from",
-        "far",
-        "away",
-        "when",
-        "rain",
-        "falls",
-    ]
+    words = ["the", "cat", "of", "a", "town", "is", "on", "its", "hill", "and", "people", "like", "to", "see", "it"]
     rng = np.random.default_rng(0)
     texts = [" ".join(["Here", *rng.choice(words, 6)]) + "." for _ in range(60)]
     (tmp_path / "summaries.json").write_text(json.dumps({n: {"extract": text} for n, text in enumerate(texts)}))

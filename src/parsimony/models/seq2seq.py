@@ -82,20 +82,16 @@ class Layer(nn.Module):
 
     def __init__(self, c: Seq2SeqConfig, cross: bool):
         super().__init__()
-        self.norm, self.qkv, self.o = nn.LayerNorm(c.hidden), nn.Linear(c.hidden, 3 * c.hidden), _linear(c)
+        D = c.hidden
+        self.norm, self.qkv, self.o = nn.LayerNorm(D), nn.Linear(D, 3 * D), nn.Linear(D, D)
         if cross:
-            self.cross_norm, self.cross_q, self.cross_o = nn.LayerNorm(c.hidden), _linear(c), _linear(c)
-            self.cross_kv = nn.Linear(c.hidden, 2 * c.hidden)
-        self.mlp_norm = nn.LayerNorm(c.hidden)
-        self.up, self.down = nn.Linear(c.hidden, c.inner), nn.Linear(c.inner, c.hidden)
+            self.cross_norm, self.cross_q, self.cross_o = nn.LayerNorm(D), nn.Linear(D, D), nn.Linear(D, D)
+            self.cross_kv = nn.Linear(D, 2 * D)
+        self.mlp_norm, self.up, self.down = nn.LayerNorm(D), nn.Linear(D, c.inner), nn.Linear(c.inner, D)
 
     def mlp(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         return self.down(F.gelu(self.up(self.mlp_norm(x))))
-
-
-def _linear(c: Seq2SeqConfig) -> nn.Linear:
-    return nn.Linear(c.hidden, c.hidden)
 
 
 class EncoderDecoder(nn.Module):
@@ -201,9 +197,10 @@ class EncoderDecoder(nn.Module):
         T, half = x.shape[2], x.shape[3] // 2
         table = self._rotations
         if table is None or len(table[0]) < start + T or (table[0].dtype, table[0].device) != (x.dtype, x.device):
-            angles = torch.arange(max(start + T, 512))[:, None] * 10000.0 ** -(torch.arange(half) / half)
-            cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), 1)
-            self._rotations = table = cos.to(x), sin.to(x)
+            with torch.inference_mode(False):  # the table serves training as well
+                angles = torch.arange(max(start + T, 512))[:, None] * 10000.0 ** -(torch.arange(half) / half)
+                cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), 1)
+                self._rotations = table = cos.to(x.device, x.dtype), sin.to(x.device, x.dtype)
         cos, sin = (each[start : start + T] for each in table)
         return x * cos + x.roll(half, -1) * sin
 

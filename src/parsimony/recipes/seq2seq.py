@@ -71,7 +71,7 @@ def correction(out: Path, inputs: dict[str, Path], text: str, copied: float, lef
     clean = held[:CHECKED]
     damaged = [corrupt(each, 0.1, rng) for each in clean]
     same = np.mean([a == b for a, b in zip(_outputs(out, clean), clean, strict=True)])
-    rest = sum(map(word_edits, _outputs(out, damaged), clean)) / sum(map(word_edits, damaged, clean))
+    rest = sum(map(word_edits, _outputs(out, damaged), clean)) / max(sum(map(word_edits, damaged, clean)), 1)
     print(f"clean sentences kept: {same:.3f}; word edits left at 10 % errors: {rest:.3f}", flush=True)
     if same < copied or rest > left:
         raise UserError(

@@ -10,8 +10,9 @@ from parsimony.report.style import words
 from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
 OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup", "speedup_fastest", "speedup_peer",
-            "exact_share", "ties", "divergence_rate", "logit_gap", "exact_match", "word_error_rate", "tokens_per_second",
-            "cache_bytes", "state_bytes", "nll_per_token", "perplexity", "bits_per_byte")  # fmt: skip
+            "exact_share", "ties", "divergence_rate", "logit_gap", "exact_match", "word_error_rate",
+            "tokens_per_second", "cache_bytes", "state_bytes", "nll_per_token", "perplexity",
+            "bits_per_byte")  # fmt: skip
 BY_CATEGORY = ("mean_accepted_tokens", "speedup")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
