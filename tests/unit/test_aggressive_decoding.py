@@ -176,6 +176,7 @@ def test_strict_gad_equals_greedy(tiny_seq2seq, translator, drafter, tmp_path, b
     assert saved > 0
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), k=st.integers(0, 8))
 def test_acceptance_is_monotone_in_beta_and_tau(seed, k):
     rng = np.random.default_rng(seed)
