@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parsimony.models.language import Language
+from parsimony.models.seq2seq import Seq2Seq
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,6 +63,28 @@ def tiny_folder(tmp_path_factory) -> Path:
 def tiny(tiny_folder) -> Language:
     """A tiny random model in float32."""
     return Language.load(tiny_folder, ["<|im_end|>"], "float32")
+
+
+def write_tiny_seq2seq(folder: Path, vocabulary: int = 300, causal: bool = True, seed: int = 0) -> Path:
+    """A random encoder-decoder of 2 + 2 layers whose token 0 begins and ends outputs; not causal for a drafter."""
+    from tokenizers import Tokenizer, models
+
+    from parsimony.models.seq2seq import EncoderDecoder, Seq2SeqConfig
+
+    torch.manual_seed(seed)
+    network = EncoderDecoder(Seq2SeqConfig(vocabulary, 32, 4, 64, 2, 2, causal=causal))
+    for name, parameter in network.named_parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if "norm.weight" in name else 0.0, std=0.2)
+    network.save(folder)
+    words = {"<end>": 0, "<unknown>": 1, "<pad>": 2} | {f"<{i}>": i for i in range(3, vocabulary)}
+    Tokenizer(models.BPE(vocab=words, merges=[])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tmp_path_factory) -> Seq2Seq:
+    """A tiny random encoder-decoder in float32."""
+    return Seq2Seq.load(write_tiny_seq2seq(tmp_path_factory.mktemp("seq2seq")), ["<end>"], "float32")
 
 
 @pytest.fixture

@@ -216,6 +216,8 @@ class Workbench(Protocol):
 
     points: tuple[str, ...]
     records: dict[str, pd.DataFrame]
+    lossless: bool
+    """Whether the method promises the output of its reference."""
 
     def model(self, dtype: str):
         """The loaded model in ``dtype``."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_tiny_seq2seq
 
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
@@ -20,7 +20,6 @@ from parsimony.interfaces import (
 )
 from parsimony.methods.autoregressive.ngrams import NgramTables
 from parsimony.methods.autoregressive.verify import VerifyLoop
-from parsimony.models.language import Language
 from parsimony.plan import make_plan
 from parsimony.recipes.recycling_calibration import CountingDrafter
 from parsimony.records import SCHEMA
@@ -34,7 +33,7 @@ PAIRS = [(method, point) for method, config in METHODS.items() for point in conf
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Inputs:
-    """What methods may ask for besides the model: a calibration and a latency curve, real in form."""
+    """What methods may ask for besides the model: a calibration, a drafter, a latency curve, real in form."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("calibration")
@@ -48,18 +47,27 @@ def inputs(tmp_path_factory) -> Inputs:
     ngrams = tmp_path_factory.mktemp("ngrams")
     texts = [np.random.default_rng(seed).integers(0, 300, 400) for seed in range(20)]
     NgramTables.count(texts, 300).save(ngrams / "ngrams.safetensors")
-    return Inputs({"calibration": folder, "ngrams": ngrams}, {"latency": pd.DataFrame(rows)})
+    drafter = write_tiny_seq2seq(tmp_path_factory.mktemp("drafter"), causal=False, seed=1)
+    assets = {"calibration": folder, "ngrams": ngrams, "drafter": drafter}
+    return Inputs(assets, {"latency": pd.DataFrame(rows)})
+
+
+@pytest.fixture(scope="session")
+def models(tiny, tiny_seq2seq) -> dict:
+    """A tiny random model of each architecture."""
+    return {"decoder": tiny, "seq2seq": tiny_seq2seq}
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
-def built(request, tiny, inputs):
+def built(request, models, inputs):
     method, point = request.param
-    return METHODS[method], build(*request.param, tiny, inputs)
+    return METHODS[method], build(method, point, models, inputs)
 
 
-def build(method: str, point: str, model: Language, inputs: Inputs):
+def build(method: str, point: str, models: dict, inputs: Inputs):
     config = METHODS[method]
-    return instantiate(config.target, config.params | config.points[point]).build(model, inputs)
+    built = instantiate(config.target, config.params | config.points[point])
+    return built.build(models[config.architecture], inputs)
 
 
 def prompts():
@@ -81,8 +89,9 @@ def generators(built):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 17])
-def test_honours_the_limit_and_returns_costs(built, limit):
-    _, system = generators(built)
+def test_honours_the_limit_and_returns_costs(built, models, limit):
+    config, system = generators(built)
+    before = int(models[config.architecture].decoder.begin is None)  # the first token comes from the prefill, or not
     for prompt in prompts():
         generation = system.generate(prompt, limit, np.random.default_rng(0))
         assert generation.tokens.dtype == torch.int64 and generation.tokens.ndim == 1
@@ -90,34 +99,34 @@ def test_honours_the_limit_and_returns_costs(built, limit):
         cost = generation.cost
         assert cost.passes == len(cost.accepted_per_pass)
         assert 0 <= cost.accepted <= cost.drafted
-        assert sum(cost.accepted_per_pass) == max(len(generation.tokens) - 1, 0)
+        assert sum(cost.accepted_per_pass) == max(len(generation.tokens) - before, 0)
         if limit:
             assert cost.cache_bytes > 0
             assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
 
 
-def test_the_seed_decides_everything(request, tiny, inputs, built):
+def test_the_seed_decides_everything(request, models, inputs, built):
     generators(built)
     runs = []
     for _ in range(2):
-        fresh = build(*request.node.callspec.params["built"], tiny, inputs)
+        fresh = build(*request.node.callspec.params["built"], models, inputs)
         runs.append([fresh.generate(p, 12, np.random.default_rng(7)).tokens.tolist() for p in prompts()])
     assert runs[0] == runs[1]
 
 
-def test_lossless_methods_equal_their_reference(tiny, inputs, built):
+def test_lossless_methods_equal_their_reference(models, inputs, built):
     config, system = generators(built)
     if not config.lossless:
         pytest.skip(f"{config.target} declares no losslessness")
-    reference = build(config.reference, next(iter(METHODS[config.reference].points)), tiny, inputs)
+    reference = build(config.reference, next(iter(METHODS[config.reference].points)), models, inputs)
     for prompt in prompts():
         expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
 
 
 @pytest.fixture(scope="session")
-def drawn_one_by_one(tiny):
-    return draw(VerifyLoop(tiny), seed=1)
+def drawn_one_by_one(models) -> dict:
+    return {architecture: draw(VerifyLoop(model), seed=1) for architecture, model in models.items()}
 
 
 def draw(loop, seed: int, runs: int = 500) -> list[tuple]:
@@ -127,14 +136,14 @@ def draw(loop, seed: int, runs: int = 500) -> list[tuple]:
 
 
 @pytest.mark.parametrize("method", [m for m, config in METHODS.items() if config.lossless])
-def test_sampling_keeps_the_distribution_of_the_target(method, tiny, inputs, drawn_one_by_one):
+def test_sampling_keeps_the_distribution_of_the_target(method, models, inputs, drawn_one_by_one):
     """Chi-square against plain sampling; the state is kept, so drafters that learn propose what they saw before."""
     from scipy.stats import chi2_contingency
 
-    system = build(method, next(iter(METHODS[method].points)), tiny, inputs)
+    system = build(method, next(iter(METHODS[method].points)), models, inputs)
     if not isinstance(system, VerifyLoop):
         pytest.skip(f"{METHODS[method].target} does not decode with the verify loop")
-    samples = [drawn_one_by_one, draw(system, seed=2)]
+    samples = [drawn_one_by_one[METHODS[method].architecture], draw(system, seed=2)]
     common = [pair for pair, count in Counter(sum(samples, [])).items() if count >= 12]
     table = [[each.count(pair) for pair in common] for each in samples]
     table = [[*row, len(each) - sum(row)] for row, each in zip(table, samples, strict=True)]

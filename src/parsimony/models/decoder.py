@@ -119,6 +119,9 @@ class Decoder:
         float32, bfloat16 or float16.
     """
 
+    begin = None
+    """The output follows the prompt; that of an encoder-decoder begins with a token of its own."""
+
     def __init__(self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype, device="cpu"):
         def get(name: str) -> Tensor | None:
             tensor = weights(name)

@@ -9,14 +9,7 @@ import pandas as pd
 from parsimony.report.style import words
 from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
-OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup", "speedup_fastest", "speedup_peer",
-            "exact_share", "ties", "divergence_rate", "logit_gap", "tokens_per_second", "cache_bytes", "state_bytes",
-            "nll_per_token", "perplexity", "bits_per_byte", "copied_share", "edit_similarity", "forward_passes",
-            "seconds_per_prompt", "perplexity_best",
-            "perplexity_draft_1", "perplexity_draft_2", "perplexity_draft_3", "coverage_1_at_1", "coverage_1_at_2",
-            "coverage_1_at_3", "coverage_2_at_1", "coverage_2_at_3", "coverage_3_at_1", "coverage_3_at_3", "agreement",
-            "coverage_per_pass", "agreement_per_row", "distinct_bigrams", "coherence", "similarity_first",
-            "similarity_best", "linearity", "linearity_last")  # fmt: skip
+OVERVIEW = tuple(QUANTITIES)
 BY_CATEGORY = ("mean_accepted_tokens", "speedup")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",

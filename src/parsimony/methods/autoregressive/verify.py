@@ -108,7 +108,10 @@ class Drafter(Protocol):
     """Whether `start` wants the logits of the prompt (they cost one head product a prompt token)."""
 
     def start(self, prompt: Tensor, token: int, logits: Tensor | None) -> None:
-        """A new sequence begins: its prompt [T] int64, the first generated token, the prompt's logits [T, V]."""
+        """A new sequence begins: its prompt [T] int64, the newest token, the prompt's logits [T, V].
+
+        The newest token is the first generated one, or the one with which an encoder-decoder's output begins.
+        """
         ...
 
     def propose(self, room: int) -> Draft:
@@ -179,7 +182,8 @@ class VerifyLoop:
 
     Parameters
     ----------
-    model : Language
+    model : Language or Seq2Seq
+        Of a `Seq2Seq`, which takes no trees, the prompt is the source.
     drafter : Drafter or None
         None proposes nothing: plain greedy decoding.
     budget : Budget or None
@@ -195,7 +199,8 @@ class VerifyLoop:
     ) -> Generation:
         """Continuation of ``prompt_ids`` by at most ``limit`` tokens; greedy at temperature 0, ``rng`` is not drawn.
 
-        The first token comes from the prefill; `Cost.passes` and `Cost.accepted_per_pass` count what follows it.  At
+        The first token comes from the prefill; `Cost.passes` and `Cost.accepted_per_pass` count what follows it.  (An
+        encoder-decoder's prefill is its encoder; all tokens come from passes, the first of them over ``begin``.)  At
         a temperature above 0 the output has the target's distribution whatever is drafted; a drafter that has a
         method ``sample(temperature, rng)`` is told, so that it can draw its tokens too (`Draft.q`).
         """
@@ -205,17 +210,21 @@ class VerifyLoop:
             return Generation(torch.empty(0, dtype=torch.int64), cost)
         cache = self._empty_cache(len(prompt_ids) + limit + 128)
         reads = self.drafter is not None and self.drafter.reads_prompt
-        logits = decoder.prefill(prompt_ids[None], cache, want="all" if reads else "last")[0]
+        logits = decoder.prefill(prompt_ids[None], cache, want="all" if reads else "last")
         nothing = Draft.line(torch.empty(0, dtype=torch.int64))
-        tokens = [int(self._accept(torch.zeros(1), logits[-1:], nothing, temperature, rng)[1])]
+        tokens, newest = [], decoder.begin
+        if newest is None:
+            newest = int(self._accept(torch.zeros(1), logits[0, -1:], nothing, temperature, rng)[1])
+            tokens = [newest]
         if temperature and hasattr(self.drafter, "sample"):
             self.drafter.sample(temperature, rng)
         if self.drafter is not None:
-            self.drafter.start(prompt_ids, tokens[0], logits if reads else None)
+            self.drafter.start(prompt_ids, newest, logits[0] if reads else None)
         cost.prefill_seconds = perf_counter() - began
         vectors = getattr(self.drafter, "vectors", None)
 
-        while tokens[-1] not in stop and len(tokens) < limit:
+        over = bool(tokens) and (newest in stop or limit == 1)
+        while not over:
             began = perf_counter()
             room = limit - len(tokens) - 1  # the bonus token takes the last place
             draft = nothing if self.drafter is None else self.drafter.propose(room)
@@ -223,7 +232,7 @@ class VerifyLoop:
                 draft = self._afford(draft)
             tree = draft.tree
             drafted, length = perf_counter(), len(cache)
-            rows = torch.cat((torch.tensor([tokens[-1]]), draft.tokens))
+            rows = torch.cat((torch.tensor([newest]), draft.tokens))
             where = None if tree.chain else (length + tree.depth)[None]
             mask = None if tree.chain else tree.sees
             logits = decoder.forward(rows[None], cache, positions=where, tree=mask, vectors=vectors)[0]
@@ -234,13 +243,15 @@ class VerifyLoop:
                 cache.keep(path, start=length)
             new = _until(gained.tolist(), stop, limit - len(tokens))
             tokens += new
+            newest = tokens[-1]
+            over = newest in stop or len(tokens) >= limit
             cost.passes += 1
             cost.rows += len(rows)
             cost.drafted += int((draft.tokens < decoder.config.vocabulary).sum())
             cost.accepted += min(len(new), len(path) - 1)
             cost.accepted_per_pass.append(len(new))
             verified = perf_counter()
-            if self.drafter is not None and tokens[-1] not in stop and len(tokens) < limit:
+            if self.drafter is not None and not over:
                 self.drafter.observe(rows, logits, path, gained)
             cost.draft_seconds += drafted - began + perf_counter() - verified
             cost.verify_seconds += verified - drafted
@@ -279,9 +290,9 @@ class VerifyLoop:
         cache = self._empty_cache(context + rows)
         ids = torch.arange(context + rows)[None] % decoder.config.vocabulary
         decoder.prefill(ids[:, :context], cache, want="none")
-        seconds = []
+        seconds, length = [], len(cache)
         for _ in range(repeats + 1):
-            cache.truncate(context)
+            cache.truncate(length)
             began = perf_counter()
             decoder.forward(ids[:, context:], cache)[0].argmax(-1)
             seconds.append(perf_counter() - began)
