@@ -11,7 +11,8 @@ from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
 OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup", "speedup_fastest", "speedup_peer",
             "exact_share", "ties", "divergence_rate", "logit_gap", "tokens_per_second", "cache_bytes", "state_bytes",
-            "nll_per_token", "perplexity", "bits_per_byte")  # fmt: skip
+            "nll_per_token", "perplexity", "bits_per_byte", "top1_ahead_2", "top1_ahead_3", "top1_ahead_4",
+            "top10_ahead_2", "top10_ahead_3", "top10_ahead_4", "trained_share", "trained_memory")  # fmt: skip
 BY_CATEGORY = ("mean_accepted_tokens", "speedup")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
