@@ -21,7 +21,7 @@ Family = Literal[
     "autoregressive", "diffusion", "kv_cache", "context", "weights", "lossless", "image", "video", "audio",
     "representation", "serving", "evaluation",
 ]  # fmt: skip
-Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer", "BatchGenerator", "MultiGenerator"]
+Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer", "BatchGenerator", "MultiGenerator", "Guesser"]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
 Params = dict[str, Scalar | list[Scalar] | None]

@@ -71,6 +71,15 @@ QUANTITIES = {
     "state_bytes": Quantity("Drafter's own state", "bytes", "lower", ("state_bytes",)),
     "nll_per_token": Quantity("Negative log-likelihood", "nats/token", "lower", ("nll",), "tokens"),
     "perplexity": Quantity("Perplexity", "", "lower", ("nll",), "tokens", scale=np.exp),
+    **{
+        f"{name}_ahead_{n}": Quantity(
+            f"Right {rank} {n} tokens ahead", "", "higher", (f"{metric}_{n}",), f"guesses_{n}"
+        )
+        for name, rank, metric in (("top1", "first guess", "first_right"), ("top10", "among 10 guesses", "any_right"))
+        for n in (2, 3, 4)
+    },
+    "trained_share": Quantity("Trained share of parameters", "", "lower", ("trained_parameters",), "model_parameters"),
+    "trained_memory": Quantity("Trained share of memory", "", "lower", ("trained_bytes",), "model_bytes"),
     "bits_per_byte": Quantity("Bits per byte", "bits/byte", "lower", ("nll",), "bytes", scale=lambda x: x / np.log(2)),
     "forward_passes": Quantity("Forward passes a prompt", "passes", "lower", ("forward_passes",)),
     "rows_per_prompt": Quantity("Rows a prompt", "tokens", "lower", ("rows",), "prompts"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, write_tiny_seq2seq
 
+from parsimony.benchmarks.guess_ahead import Guesser
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
     BatchGenerator,
@@ -25,7 +26,8 @@ from parsimony.recipes.recycling_calibration import CountingDrafter
 from parsimony.records import SCHEMA
 
 PROTOCOLS = {
-    kind.__name__: kind for kind in (TextGenerator, LanguageModel, ForwardTimer, BatchGenerator, MultiGenerator)
+    kind.__name__: kind
+    for kind in (TextGenerator, LanguageModel, ForwardTimer, BatchGenerator, MultiGenerator, Guesser)
 }
 METHODS = make_plan([], ROOT).methods
 PAIRS = [(method, point) for method, config in METHODS.items() for point in config.points]
@@ -33,12 +35,19 @@ PAIRS = [(method, point) for method, config in METHODS.items() for point in conf
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Inputs:
-    """What methods may ask for besides the model: a calibration, a drafter, a latency curve, real in form."""
+    """What methods may ask for besides the model: calibrations, vectors, a drafter, a latency curve, real in form."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("calibration")
     falling = torch.arange(80, 0, -1)
     save_file({"accepted": falling, "passes": torch.tensor([200])}, folder / "acceptance.safetensors")
+    seeded, acc = torch.Generator().manual_seed(0), 0.4 * 0.5 ** torch.arange(1, 11) + torch.zeros(3, 1)
+    kinds = ("trained", "text", "random")
+    prompts = {f"vectors.{kind}": torch.randn(3, 1, 32, generator=seeded) for kind in kinds}
+    prompts |= {f"acc.{kind}": acc for kind in kinds}
+    save_file(prompts, folder / "prompt_tokens.safetensors")
+    heads = {"weight": torch.randn(3, 32, 32, generator=seeded) / 8, "bias": torch.zeros(3, 32)}
+    save_file({name: tensor.bfloat16() for name, tensor in heads.items()}, folder / "heads.safetensors")
     rows = []
     for dtype in ("float32", "bfloat16"):
         for count in (1, 8, 81):
@@ -48,7 +57,7 @@ def inputs(tmp_path_factory) -> Inputs:
     texts = [np.random.default_rng(seed).integers(0, 300, 400) for seed in range(20)]
     NgramTables.count(texts, 300).save(ngrams / "ngrams.safetensors")
     drafter = write_tiny_seq2seq(tmp_path_factory.mktemp("drafter"), causal=False, seed=1)
-    assets = {"calibration": folder, "ngrams": ngrams, "drafter": drafter}
+    assets = {"calibration": folder, "prompt_tokens": folder, "ngrams": ngrams, "drafter": drafter}
     return Inputs(assets, {"latency": pd.DataFrame(rows)})
 
 
@@ -211,6 +220,19 @@ def test_nll_matches_the_decoder(built, tiny):
     logits = tiny.decoder.forward(ids[None], tiny.decoder.cache(64))[0].double()
     expected = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
     torch.testing.assert_close(system.nll(ids), expected, atol=1e-5, rtol=0)
+
+
+def test_guesses_look_at_their_prefix_alone(built):
+    config, system = built
+    if "Guesser" not in config.implements:
+        pytest.skip(f"{config.target} declares no Guesser")
+    ids, cuts = prompts()[2], torch.tensor([3, 9, 20])
+    whole = system.guess(ids, cuts)
+    assert whole.shape[0] == 3 and len(set(whole[0, 0].tolist())) == whole.shape[2]
+    for k, length in enumerate(cuts.tolist()):
+        other = torch.cat((ids[:length], ids[length:].flip(0)))
+        assert torch.equal(system.guess(other, cuts[k : k + 1])[0], whole[k])
+    assert sum(tensor.numel() for tensor in system.trained) > 0
 
 
 def test_calibration_counts_what_was_accepted(tiny):
