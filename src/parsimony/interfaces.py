@@ -149,6 +149,26 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class Guesser(Protocol):
+    """Guesses tokens beyond the next one.
+
+    Attributes
+    ----------
+    trained : list of Tensor
+        Everything that was trained for it.
+    """
+
+    trained: list[torch.Tensor]
+
+    def guess(self, ids: torch.Tensor, cuts: torch.Tensor) -> torch.Tensor:
+        """Ranked guesses [K, m, R] of the tokens 2, 3, ..., m + 1 steps behind each of K prefixes of ``ids``.
+
+        ``cuts`` [K] int64 are the prefixes' lengths; what follows a prefix must not be looked at.
+        """
+        ...
+
+
+@runtime_checkable
 class ForwardTimer(Protocol):
     """Times a forward pass of its network."""
 

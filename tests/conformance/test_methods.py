@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import ROOT, write_tiny_seq2seq
 
-from parsimony.benchmarks.guess_ahead import Guesser
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
     BatchGenerator,
     ForwardTimer,
+    Guesser,
     Inputs,
     LanguageModel,
     MultiGenerator,

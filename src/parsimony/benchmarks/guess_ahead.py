@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from parsimony.benchmarks import prompts
 from parsimony.interfaces import Item, Outcome, Workbench
-
-
-@runtime_checkable
-class Guesser(Protocol):
-    """Guesses tokens beyond the next one.
-
-    Attributes
-    ----------
-    trained : list of Tensor
-        Everything that was trained for it.
-    """
-
-    trained: list[Tensor]
-
-    def guess(self, ids: Tensor, cuts: Tensor) -> Tensor:
-        """Ranked guesses [K, m, R] of the tokens 2, 3, ..., m + 1 steps behind each of K prefixes of ``ids``.
-
-        ``cuts`` [K] int64 are the prefixes' lengths; what follows a prefix must not be looked at.
-        """
-        ...
 
 
 class GuessAhead:
