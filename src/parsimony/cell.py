@@ -135,7 +135,7 @@ class Bench:
         return self._first_point(self.method.reference, dtype)
 
     def peer(self, dtype: str):
-        return self._first_point(self.method.peer, dtype)
+        return self._first_point(self.method.peer if self.plan.suite.peers else None, dtype)
 
     def _first_point(self, method: str | None, dtype: str):
         return None if method is None else self._build(method, next(iter(self.plan.methods[method].points)), dtype)

@@ -189,6 +189,7 @@ class Suite(Closed):
     points: dict[Key, list[Key]] = Field(
         {}, description="method -> operating points; all if not named, [] leaves it out"
     )
+    peers: bool = Field(True, description="whether the peers of methods are timed beside them")
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
 
 

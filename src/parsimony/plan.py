@@ -298,7 +298,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
             plan.cells[cell_id] = Cell(**{**vars(old), "papers": (*old.papers, paper)})
         return cell_id
     reference = m.reference or method
-    peer = m.peer or method
+    peer = plan.suite.peers and m.peer or method
     for other in (reference, peer):
         _known(other, plan.methods, "method", f"configs/method/{method}.yaml")
     used = [key for key in (*m.uses, *b.uses) if (reference, key) != (method, benchmark)]

@@ -404,13 +404,17 @@ def pack(weight: Tensor) -> Tensor | Packed:
         return weight
     if weight.dtype == torch.float32 and weight.shape[1] > LONG_SUM:
         return weight
-    native = {
-        torch.float32: lambda: True,
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }[weight.dtype]()
+    native = multiplies(weight.dtype)
     form = weight if native else weight.float()
     return Packed(torch.ops.mkldnn._reorder_linear_weight(form.contiguous(), None), None if native else weight)
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions that multiply matrices of ``dtype``; without, PyTorch takes row by row."""
+    if dtype == torch.float32:
+        return True
+    half = torch.ops.mkldnn
+    return half._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else half._is_mkldnn_fp16_supported()
 
 
 def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:

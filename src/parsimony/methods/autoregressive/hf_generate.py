@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation
+from parsimony.models.decoder import multiplies
 from parsimony.models.language import Language
 
 
@@ -34,13 +35,16 @@ class HfGenerator:
     Parameters
     ----------
     model : Language
-        Whose folder, dtype, device and stop tokens are used.
+        Whose folder, dtype, device and stop tokens are used. On a CPU without instructions for a half-precision dtype
+        `transformers` would verify row by row, so it gets float32 there: a peer runs at its best.
     options : dict
         What `generate` of ``transformers`` gets besides: the kind of drafting.
     """
 
     def __init__(self, model: Language, **options):
-        self.network = load(model.folder, model.decoder.dtype, torch.device(model.decoder.device))
+        device, dtype = torch.device(model.decoder.device), model.decoder.dtype
+        at_its_best = dtype if device.type != "cpu" or multiplies(dtype) else torch.float32
+        self.network = load(model.folder, at_its_best, device)
         self.stop = sorted(model.stop_ids)
         self.options = options
 
