@@ -1,5 +1,6 @@
 """Every method of configs/method, found by discovery, keeps what its config declares; a new one needs no test."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -33,18 +34,24 @@ PAIRS = [(method, point) for method, config in METHODS.items() for point in conf
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Inputs:
-    """What methods may ask for besides the model: a calibration and a latency curve, real in form."""
+    """What methods may ask for besides the model: small assets and a latency curve, real in form."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("calibration")
     falling = torch.arange(80, 0, -1)
     save_file({"accepted": falling, "passes": torch.tensor([200])}, folder / "acceptance.safetensors")
+    corpus, text = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("text")
+    answers = torch.from_numpy(np.random.default_rng(1).integers(2, 40, 400, dtype=np.int32))
+    lengths = {"prompt_lengths": torch.tensor([3, 5, 1, 20]).int(), "lengths": torch.tensor([100, 50, 150, 100]).int()}
+    save_file({"tokens": answers, **lengths}, corpus / "outputs.safetensors")
+    (text / "summaries.json").write_text(json.dumps({"1": {"title": "One", "extract": "Long ago. " * 150}}))
     rows = []
     for dtype in ("float32", "bfloat16"):
         for count in (1, 8, 81):
             item = dict.fromkeys(SCHEMA.names, "") | {"item": f"{dtype}_{count}", "category": dtype, "status": "ok"}
             rows += [item | {"metric": "rows", "value": count}, item | {"metric": "seconds", "value": 1 + count / 20}]
-    return Inputs({"calibration": folder}, {"latency": pd.DataFrame(rows)})
+    assets = {"calibration": folder, "corpus": corpus, "text": text}
+    return Inputs(assets, {"latency": pd.DataFrame(rows)})
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
