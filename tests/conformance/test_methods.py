@@ -1,5 +1,6 @@
 """Every method of configs/method, found by discovery, keeps what its config declares; a new one needs no test."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -35,7 +36,7 @@ PAIRS = [(method, point) for method, config in METHODS.items() for point in conf
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Inputs:
-    """What methods may ask for besides the model: calibrations, vectors, a drafter, a latency curve, real in form."""
+    """What methods may ask for besides the model: small assets and a latency curve, real in form."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("calibration")
@@ -48,6 +49,11 @@ def inputs(tmp_path_factory) -> Inputs:
     save_file(prompts, folder / "prompt_tokens.safetensors")
     heads = {"weight": torch.randn(3, 32, 32, generator=seeded) / 8, "bias": torch.zeros(3, 32)}
     save_file({name: tensor.bfloat16() for name, tensor in heads.items()}, folder / "heads.safetensors")
+    corpus, text = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("text")
+    answers = torch.from_numpy(np.random.default_rng(1).integers(2, 40, 400, dtype=np.int32))
+    lengths = {"prompt_lengths": torch.tensor([3, 5, 1, 20]).int(), "lengths": torch.tensor([100, 50, 150, 100]).int()}
+    save_file({"tokens": answers, **lengths}, corpus / "outputs.safetensors")
+    (text / "summaries.json").write_text(json.dumps({"1": {"title": "One", "extract": "Long ago. " * 150}}))
     rows = []
     for dtype in ("float32", "bfloat16"):
         for count in (1, 8, 81):
@@ -58,6 +64,7 @@ def inputs(tmp_path_factory) -> Inputs:
     NgramTables.count(texts, 300).save(ngrams / "ngrams.safetensors")
     drafter = write_tiny_seq2seq(tmp_path_factory.mktemp("drafter"), causal=False, seed=1)
     assets = {"calibration": folder, "prompt_tokens": folder, "ngrams": ngrams, "drafter": drafter}
+    assets |= {"corpus": corpus, "text": text}
     return Inputs(assets, {"latency": pd.DataFrame(rows)})
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation, Stateful
@@ -44,14 +45,14 @@ class Tree:
         """Build from the parents of the n draft nodes (rows 1..n)."""
         parents = [0, *parents]
         n = len(parents)
-        depth, sees = torch.zeros(n, dtype=torch.int64), torch.eye(n, dtype=torch.bool)
+        depth, sees = np.zeros(n, np.int64), np.eye(n, dtype=bool)
         for j in range(1, n):
             if not 0 <= parents[j] < j:
                 raise ValueError(f"node {j} must hang under an earlier one, not under {parents[j]}")
             depth[j] = depth[parents[j]] + 1
             sees[j] |= sees[parents[j]]
         chain = all(parents[j] == j - 1 for j in range(1, n))
-        return cls(torch.tensor(parents), depth, sees, chain)
+        return cls(torch.tensor(parents), torch.from_numpy(depth), torch.from_numpy(sees), chain)
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
@@ -83,12 +84,15 @@ class Draft:
         `Budget` verifies the likeliest nodes only.
     q : Tensor [n, V], optional
         Of a chain that was drawn at random: the distribution each token was drawn from.
+    ahead : Tensor [n] bool, optional
+        Rows that can never be accepted, nor what hangs under them; `Drafter.observe` gets their logits.
     """
 
     tokens: Tensor
     tree: Tree
     odds: Tensor | None = None
     q: Tensor | None = None
+    ahead: Tensor | None = None
 
     @classmethod
     def line(cls, tokens: Tensor, odds: Tensor | None = None) -> Draft:
@@ -236,7 +240,10 @@ class VerifyLoop:
             where = None if tree.chain else (length + tree.depth)[None]
             mask = None if tree.chain else tree.sees
             logits = decoder.forward(rows[None], cache, positions=where, tree=mask, vectors=vectors)[0]
-            path, gained = self._accept(rows, logits, draft, temperature, rng)
+            judged = rows
+            if draft.ahead is not None:
+                judged = rows.masked_fill(F.pad(draft.ahead, (1, 0)), -1)  # no token's id
+            path, gained = self._accept(judged, logits, draft, temperature, rng)
             if tree.chain:
                 cache.truncate(length + len(path))
             else:
@@ -247,7 +254,7 @@ class VerifyLoop:
             over = newest in stop or len(tokens) >= limit
             cost.passes += 1
             cost.rows += len(rows)
-            cost.drafted += int((draft.tokens < decoder.config.vocabulary).sum())
+            cost.drafted += int(((judged[1:] >= 0) & (judged[1:] < decoder.config.vocabulary)).sum())
             cost.accepted += min(len(new), len(path) - 1)
             cost.accepted_per_pass.append(len(new))
             verified = perf_counter()
@@ -314,7 +321,8 @@ class VerifyLoop:
         order = draft.odds.argsort(descending=True, stable=True)  # no node before its parent
         nodes = order[: self.budget.size(draft.odds[order].numpy())].sort().values
         tree = draft.tree.subset(torch.cat((torch.zeros(1, dtype=torch.int64), nodes + 1)))
-        return Draft(draft.tokens[nodes], tree, draft.odds[nodes], None if draft.q is None else draft.q[nodes])
+        q, ahead = (None if each is None else each[nodes] for each in (draft.q, draft.ahead))
+        return Draft(draft.tokens[nodes], tree, draft.odds[nodes], q, ahead)
 
     def _empty_cache(self, capacity: int):
         if self._cache is None:
