@@ -45,7 +45,7 @@ def inputs(tmp_path_factory) -> Inputs:
     seeded, acc = torch.Generator().manual_seed(0), 0.4 * 0.5 ** torch.arange(1, 11) + torch.zeros(3, 1)
     kinds = ("trained", "text", "random")
     prompts = {f"vectors.{kind}": torch.randn(3, 1, 32, generator=seeded) for kind in kinds}
-    prompts |= {f"acc.{kind}": acc for kind in kinds}
+    prompts |= {f"acc.{kind}": acc.clone() for kind in kinds}
     save_file(prompts, folder / "prompt_tokens.safetensors")
     heads = {"weight": torch.randn(3, 32, 32, generator=seeded) / 8, "bias": torch.zeros(3, 32)}
     save_file({name: tensor.bfloat16() for name, tensor in heads.items()}, folder / "heads.safetensors")
