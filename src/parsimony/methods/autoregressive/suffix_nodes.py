@@ -48,8 +48,10 @@ def extend(t, ends, begin, length, tokens):
         t.text[begin + at] = tokens[n]
         t.nodes[0].count += 1
         ends[at % depth] = 0  # the empty suffix ends at the root
-        for p in range(max(0, at - depth + 1), at + 1):
-            ends[p % depth] = _grow_suffix(t, ends[p % depth], begin + at)
+        place = max(0, at - depth + 1) % depth
+        for _ in range(min(at + 1, depth)):
+            ends[place] = _grow_suffix(t, ends[place], begin + at)
+            place = place + 1 if place + 1 < depth else 0
 
 
 @compiled
@@ -301,6 +303,8 @@ def _slot(t, node, token):
 def _find(t, node, token):
     """The child of ``node`` whose run begins with ``token``, or 0."""
     nodes, slot = t.nodes, _slot(t, node, token)
+    if nodes[node].first == 0:
+        return nodes[node].first
     while True:
         child = t.table[slot]
         if child == 0 or nodes[child].parent == node and nodes[child].token == token:
