@@ -86,9 +86,11 @@ def test_next_logits_are_those_of_greedy_decoding(tiny_seq2seq):
         assert int(tiny_seq2seq.next_logits(x, tokens[:at]).argmax()) == int(tokens[at])
 
 
-def test_every_pass_over_a_source_takes_as_many_rows(tiny_seq2seq):
-    seconds = VerifyLoop(tiny_seq2seq).forward_seconds(5, 20, 3)
+def test_timed_passes_do_not_pile_up_in_the_cache(tiny_seq2seq):
+    loop = VerifyLoop(tiny_seq2seq)
+    seconds = loop.forward_seconds(5, 20, 3)
     assert len(seconds) == 3 and min(seconds) > 0
+    assert len(loop._cache) == 5
 
 
 def test_unknown_stop_tokens_and_dtypes_are_refused(tiny_seq2seq):

@@ -37,7 +37,7 @@ class ToyTranslation(Continuation):
             these = [at for at in order if len(pool[at].split()) in lengths][: self.count]
             place = "wiki_summaries held-out sentence {}"
             chosen.append([Item(f"{name}_{at:05d}", name, (pool[at],), place.format(at)) for at in these])
-        items = [item for row in zip(*chosen, strict=True) for item in row]
+        items = [item for row in zip(*chosen, strict=False) for item in row]
         self.wanted = {item.id: lexicon.translate(item.turns[0]) for item in items}
         return items
 

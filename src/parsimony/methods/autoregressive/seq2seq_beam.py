@@ -51,7 +51,9 @@ class BeamSearch:
         if limit < 1:
             return Generation(torch.empty(0, dtype=torch.int64), cost)
         began = perf_counter()
-        self._cache = cache = self._cache or network.cache(limit + 1)
+        if self._cache is None:
+            self._cache = network.cache(limit + 1)
+        cache = self._cache
         cache.clear()
         network.prefill(prompt_ids[None], cache)
         cost.prefill_seconds = perf_counter() - began
