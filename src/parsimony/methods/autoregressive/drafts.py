@@ -72,7 +72,7 @@ class Beam:
 
 
 def largest(logits: Tensor, n: int) -> Tensor:
-    """Indices of the n largest of each row ([..., V] -> [..., n]), largest first and the lower index among equals."""
+    """Indices of the n largest of each row ([..., V] -> [..., n]), largest first, the lower first among equals."""
     kept = logits.topk(min(n, logits.shape[-1]), -1).indices.sort(-1).values
     order = logits.gather(-1, kept).sort(dim=-1, descending=True, stable=True).indices
     return kept.gather(-1, order)
