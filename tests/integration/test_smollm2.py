@@ -6,6 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from parsimony.assets import fetch
+from parsimony.benchmarks.agentic_sql import ASSET, AgenticSql
+from parsimony.benchmarks.code_edit import NEW, OLD, CodeEdit
+from parsimony.benchmarks.continuation import Conversation
+from parsimony.benchmarks.copying import copied_tokens
 from parsimony.interfaces import Inputs
 from parsimony.methods.autoregressive.hf_assisted import HfAssisted
 from parsimony.methods.autoregressive.hf_prompt_lookup import HfPromptLookup
@@ -76,3 +80,22 @@ def test_prompt_lookup_and_its_peer_gain_the_same_in_every_pass(model):
     assert mine.tokens.tolist() == other.tokens.tolist()
     assert mine.cost.accepted_per_pass == other.cost.accepted_per_pass
     assert max(mine.cost.accepted_per_pass) > 4
+
+
+@pytest.mark.parametrize("make", [CodeEdit, AgenticSql])
+def test_answers_copy_the_conversation(root, model, make):
+    """A workload for copying drafters says nothing if the model does not copy; most of its tokens must be copies."""
+    plan = make_plan([], root)
+    paths = {key: fetch(key, plan.lock, root / "resources") for key in (OLD, NEW, ASSET)}
+    key = "code_edit" if make is CodeEdit else "agentic_sql"
+    settings = plan.params(key) | {"items": 1}
+    benchmark = make(**settings)
+    system, copied, tokens = PromptLookup().build(model, Inputs()), 0, 0
+    for item in benchmark.items(paths, seed=0)[:3]:
+        run, history = Conversation(model, system, item, settings["limit"], np.random.default_rng(0)), []
+        for text, answer in zip(item.turns, run.answers, strict=True):
+            history.append({"role": "user", "content": text})
+            copied += copied_tokens(model.chat(history).tolist(), answer.tolist())
+            history.append({"role": "assistant", "content": model.decode(answer)})
+        tokens += run.total("tokens")
+    assert copied > 0.5 * tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def turns(tables: dict[str, Table], question: str) -> tuple[str, str, str]:
     return (
         f"Write SQL for these tables.\n\n{_schema(tables)}\n\n{shown}\n\nQuestion: {question}\nSQL:",
         "Are all tables and columns of this query in the schema? Write the corrected query.\nSQL:",
-        f'Put the query into this JSON.\n{{"question": "{question}", "sql": "..."}}',
+        f'Put the query into this JSON.\n{{"question": {json.dumps(question)}, "sql": "..."}}',
     )
 
 
