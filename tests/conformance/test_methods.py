@@ -205,9 +205,9 @@ def test_many_drafts_honour_the_limit_and_return_costs(built, tiny, limit):
         assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
 
 
-def test_the_seed_decides_every_draft_and_nothing_is_left_behind(request, tiny, inputs, built):
+def test_the_seed_decides_every_draft_and_nothing_is_left_behind(request, models, inputs, built):
     multi(built)
-    fresh = [build(*request.node.callspec.params["built"], tiny, inputs) for _ in range(2)]
+    fresh = [build(*request.node.callspec.params["built"], models, inputs) for _ in range(2)]
     runs = []
     for system in (*fresh, fresh[0]):
         learnt = isinstance(system, Stateful)
