@@ -108,6 +108,7 @@ class Bench:
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]
+        self.lossless = self.method.lossless
         self.records, self._stored = {}, {}
         for need in cell.needs:
             used = plan.cells[need].benchmark

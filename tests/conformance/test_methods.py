@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_tiny_drafter
 
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
@@ -33,7 +33,7 @@ PAIRS = [(method, point) for method, config in METHODS.items() for point in conf
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Inputs:
-    """What methods may ask for besides the model: a calibration and a latency curve, real in form."""
+    """What methods may ask for besides the model: a calibration, a drafter, a latency curve, real in form."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("calibration")
@@ -44,7 +44,8 @@ def inputs(tmp_path_factory) -> Inputs:
         for count in (1, 8, 81):
             item = dict.fromkeys(SCHEMA.names, "") | {"item": f"{dtype}_{count}", "category": dtype, "status": "ok"}
             rows += [item | {"metric": "rows", "value": count}, item | {"metric": "seconds", "value": 1 + count / 20}]
-    return Inputs({"calibration": folder}, {"latency": pd.DataFrame(rows)})
+    drafter = write_tiny_drafter(tmp_path_factory.mktemp("drafter"))
+    return Inputs({"calibration": folder, "drafter": drafter}, {"latency": pd.DataFrame(rows)})
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
@@ -109,6 +110,70 @@ def test_lossless_methods_equal_their_reference(tiny, inputs, built):
     for prompt in prompts():
         expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+def batch_generators(built):
+    config, system = built
+    if "BatchGenerator" not in config.implements:
+        pytest.skip(f"{config.target} declares no BatchGenerator")
+    return config, system
+
+
+TOGETHER = [None, 1, 2, 3]
+
+
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("limit", [0, 1, 2, 17])
+def test_batches_honour_the_limit_and_return_costs(built, limit, together):
+    _, system = batch_generators(built)
+    assert system.generate_batch([], limit, np.random.default_rng(0)).generations == []
+    batch = system.generate_batch(prompts(), limit, np.random.default_rng(0), together)
+    assert len(batch.generations) == len(prompts())
+    for generation in batch.generations:
+        assert generation.tokens.dtype == torch.int64 and generation.tokens.ndim == 1
+        assert (limit > 0) <= len(generation.tokens) <= limit
+        cost = generation.cost
+        assert cost.passes == len(cost.accepted_per_pass)
+        assert 0 <= cost.accepted <= cost.drafted
+        assert sum(cost.accepted_per_pass) == max(len(generation.tokens) - 1, 0)
+        assert (cost.cache_bytes > 0) == (limit > 0)
+    cost = batch.cost
+    assert cost.passes == len(cost.accepted_per_pass) and 0 <= batch.grouped <= cost.passes
+    assert cost.passes >= max(generation.cost.passes for generation in batch.generations)
+    assert cost.passes <= sum(generation.cost.passes for generation in batch.generations)
+    assert cost.rows >= sum(generation.cost.rows for generation in batch.generations)
+    assert sum(cost.accepted_per_pass) == sum(max(len(g.tokens) - 1, 0) for g in batch.generations)
+    times = (batch.realign_seconds, cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds)
+    assert min(times) >= 0 and (cost.cache_bytes > 0) == (cost.passes > 0)
+
+
+def test_the_seed_decides_batches_and_nothing_is_left_behind(request, tiny, inputs, built):
+    _, system = batch_generators(built)
+    fresh = build(*request.node.callspec.params["built"], tiny, inputs)
+    runs = []
+    for each in (system, fresh, system):
+        start = each.state() if isinstance(each, Stateful) else {}
+        runs.append(each.generate_batch(prompts(), 12, np.random.default_rng(7), 3))
+        if isinstance(each, Stateful):
+            each.restore(start)
+    tokens = [[generation.tokens.tolist() for generation in run.generations] for run in runs]
+    assert tokens[0] == tokens[1] == tokens[2]
+    assert runs[0].cost.accepted_per_pass == runs[1].cost.accepted_per_pass == runs[2].cost.accepted_per_pass
+
+
+@pytest.mark.parametrize("together", TOGETHER)
+def test_lossless_batches_equal_their_reference_alone(tiny, inputs, built, together):
+    config, system = batch_generators(built)
+    if not config.lossless:
+        pytest.skip(f"{config.target} declares no losslessness")
+    reference = build(config.reference, next(iter(METHODS[config.reference].points)), tiny, inputs)
+    rng = np.random.default_rng(0)
+    if isinstance(reference, BatchGenerator):
+        expected = reference.generate_batch(prompts(), 24, rng, 1).generations
+    else:
+        expected = [reference.generate(prompt, 24, rng) for prompt in prompts()]
+    found = system.generate_batch(prompts(), 24, rng, together).generations
+    assert [f.tokens.tolist() for f in found] == [e.tokens.tolist() for e in expected]
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ from parsimony.report.style import words
 from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
 OVERVIEW = ("mean_accepted_tokens", "passes_per_token", "draft_share", "speedup", "speedup_fastest", "speedup_peer",
+            "speedup_alone", "tokens_per_batch_pass", "grouping_rate", "realign_share", "exact_match", "partial_match",
             "exact_share", "ties", "divergence_rate", "logit_gap", "tokens_per_second", "cache_bytes", "state_bytes",
             "nll_per_token", "perplexity", "bits_per_byte")  # fmt: skip
-BY_CATEGORY = ("mean_accepted_tokens", "speedup")
+BY_CATEGORY = ("mean_accepted_tokens", "speedup", "speedup_alone", "exact_match", "realign_share", "grouping_rate")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
