@@ -6,11 +6,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from parsimony.assets import fetch
+from parsimony.interfaces import Inputs
+from parsimony.methods.autoregressive.batch_speculative import BatchSpeculative
+from parsimony.methods.autoregressive.draft_model import DraftNetwork
 from parsimony.methods.autoregressive.prompt_lookup import PromptLookup
 from parsimony.methods.autoregressive.token_recycling import TokenRecycling
 from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.models.language import Language
 from parsimony.plan import make_plan
+from parsimony.recipes import own_outputs
 
 REQUESTS = ("Why is the sky blue?", "Write a haiku about rivers, then explain each line of the haiku.")
 
@@ -56,10 +60,41 @@ def test_the_end_of_a_turn_is_one_id_that_also_stands_in_prompts(model):
 
 @pytest.mark.parametrize("method", [PromptLookup(), TokenRecycling()])
 def test_lossless_on_real_prompts(model, method):
-    from parsimony.interfaces import Inputs
-
     system, greedy = method.build(model, Inputs()), VerifyLoop(model)
     for request in REQUESTS:
         prompt = model.chat([{"role": "user", "content": request}])
         expected = greedy.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def drafter(root, folder):
+    """The shipped draft network, its lock row, and the answers that its recipe held out."""
+    lock = make_plan([], root).lock
+    paths = [fetch(key, lock, root / "resources") for key in ("smollm2_drafter", "smollm2_own_outputs")]
+    talks = own_outputs.read(paths[1])
+    return paths[0], lock["smollm2_drafter"], talks[: len(talks) // 10]
+
+
+def test_the_shipped_drafter_keeps_the_floor_of_its_recipe(model, drafter):
+    folder, row, held = drafter
+    network, right, total = DraftNetwork.distilled(model.decoder, folder), 0, 0
+    for prompt, answer in held:
+        ids = torch.cat((prompt, answer))[: row.params["length"]]
+        logits = network.decoder.prefill(ids[None, :-1], network.decoder.cache(len(ids)), want="all")[0]
+        right += int((network.best(logits)[len(prompt) - 1 :] == ids[len(prompt) :]).sum())
+        total += len(ids) - len(prompt)
+    assert right / total >= row.params["floor"]
+    assert (folder / "drafter.safetensors").stat().st_size <= 4_000_000
+
+
+def test_batches_are_lossless_on_real_prompts_of_unequal_length(model, drafter):
+    requests = (*REQUESTS, "Hello!")
+    prompts = [model.chat([{"role": "user", "content": request}]) for request in requests]
+    expected = [VerifyLoop(model).generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() for prompt in prompts]
+    for scheduler in ("eqspec", "exspec"):
+        system = BatchSpeculative(scheduler).build(model, Inputs({"drafter": drafter[0]}))
+        for together in (None, 2):
+            batch = system.generate_batch(prompts, 24, np.random.default_rng(0), together)
+            assert [generation.tokens.tolist() for generation in batch.generations] == expected
+            assert batch.cost.accepted > 0
