@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny random language model with a real tokenizer, and the repository's root."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,30 @@ def write_tiny_model(folder: Path, vocabulary: int = 300) -> Path:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     fast.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_drafter(folder: Path, vocabulary: int = 300, hidden: int = 32) -> Path:
+    """A random narrow network in the form of the distilled asset: one layer, and a head for part of the vocabulary."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"self_attn.q_proj": (16, hidden), "self_attn.k_proj": (8, hidden), "self_attn.v_proj": (8, hidden)}
+    shapes |= {"self_attn.o_proj": (hidden, 16), "mlp.gate_proj": (24, hidden), "mlp.up_proj": (24, hidden)}
+    shapes |= {"mlp.down_proj": (hidden, 24)}
+    weights = {
+        f"model.layers.0.{n}.weight": torch.randn(*shape, generator=generator) / 5 for n, shape in shapes.items()
+    }
+    norms = ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm")
+    weights |= {f"{name}.weight": torch.ones(hidden) for name in norms}
+    weights["tokens"] = torch.randperm(vocabulary, generator=generator)[:200].sort().values.int()
+    config = {
+        "model_type": "llama", "num_hidden_layers": 1, "hidden_size": hidden, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": vocabulary, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    save_file(weights, folder / "drafter.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

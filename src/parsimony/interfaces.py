@@ -125,8 +125,13 @@ class TextGenerator(Protocol):
 class BatchGenerator(Protocol):
     """Continues several prompts at once."""
 
-    def generate_batch(self, prompts: list[torch.Tensor], limit: int, rng: np.random.Generator) -> Batch:
-        """Continue each of ``prompts`` ([T_i] int64) by at most ``limit`` tokens."""
+    def generate_batch(
+        self, prompts: list[torch.Tensor], limit: int, rng: np.random.Generator, together: int | None = None
+    ) -> Batch:
+        """Continue each of ``prompts`` ([T_i] int64) by at most ``limit`` tokens.
+
+        At most ``together`` sequences share a forward pass; None: all of them.
+        """
         ...
 
 
@@ -235,6 +240,7 @@ class Workbench(Protocol):
     """What a benchmark may use while it measures; the cell provides it."""
 
     points: tuple[str, ...]
+    lossless: bool
     records: dict[str, pd.DataFrame]
     lossless: bool
     """Whether the method promises the output of its reference."""

@@ -57,6 +57,14 @@ QUANTITIES = {
     "speedup_peer": Quantity(
         "Speed-up over the peer", "x", "higher", ("tokens",), "seconds", ("peer_tokens", "peer_seconds")
     ),
+    "speedup_alone": Quantity(
+        "Speed-up over batch 1 of the reference",
+        "x",
+        "higher",
+        ("tokens",),
+        "seconds",
+        ("alone_tokens", "alone_seconds"),
+    ),
     "draft_share": Quantity("Share of time spent drafting", "", "lower", ("draft_seconds",), "seconds"),
     "exact_share": Quantity("Items equal to the reference, or tied", "", "higher", ("equal", "tie")),
     "ties": Quantity("Share of items that tie", "", "", ("tie",)),
@@ -67,6 +75,14 @@ QUANTITIES = {
     "exact_match": Quantity("Outputs entirely right", "", "higher", ("exact_match",)),
     "word_error_rate": Quantity("Word error rate", "", "lower", ("word_edits",), "reference_words"),
     "errors_left": Quantity("Word edits left, of those in the source", "", "lower", ("word_edits",), "source_edits"),
+    "equal_answers": Quantity("Answers equal to those of batch 1", "", "higher", ("exact",), "sequences"),
+    "partial_match": Quantity("Share of tokens before the first difference", "", "higher", ("partial",), "sequences"),
+    "tokens_per_batch_pass": Quantity(
+        "Tokens per pass of the batch", "tokens/pass", "higher", ("step_tokens",), "batch_passes"
+    ),
+    "grouping_rate": Quantity("Passes that needed no realignment", "", "higher", ("grouped",), "batch_passes"),
+    "realign_share": Quantity("Share of time spent realigning", "", "lower", ("realign_seconds",), "seconds"),
+    "realign_per_pass": Quantity("Realignment per pass", "s/pass", "lower", ("realign_seconds",), "batch_passes"),
     "cache_bytes": Quantity("Live cache", "bytes", "lower", ("cache_bytes",)),
     "state_bytes": Quantity("Drafter's own state", "bytes", "lower", ("state_bytes",)),
     "nll_per_token": Quantity("Negative log-likelihood", "nats/token", "lower", ("nll",), "tokens"),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, write_tiny_seq2seq
+from conftest import ROOT, write_tiny_drafter, write_tiny_seq2seq
 
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
@@ -62,9 +62,10 @@ def inputs(tmp_path_factory) -> Inputs:
     ngrams = tmp_path_factory.mktemp("ngrams")
     texts = [np.random.default_rng(seed).integers(0, 300, 400) for seed in range(20)]
     NgramTables.count(texts, 300).save(ngrams / "ngrams.safetensors")
-    drafter = write_tiny_seq2seq(tmp_path_factory.mktemp("drafter"), causal=False, seed=1)
+    nat = write_tiny_seq2seq(tmp_path_factory.mktemp("nat"), causal=False, seed=1)
+    drafter = write_tiny_drafter(tmp_path_factory.mktemp("drafter"))
     assets = {"calibration": folder, "prompt_tokens": folder, "ngrams": ngrams, "drafter": drafter}
-    assets |= {"corpus": corpus, "text": text}
+    assets |= {"corpus": corpus, "text": text, "nat": nat}
     return Inputs(assets, {"latency": pd.DataFrame(rows)})
 
 
@@ -138,6 +139,67 @@ def test_lossless_methods_equal_their_reference(models, inputs, built):
     for prompt in prompts():
         expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
+
+
+def batch_generators(built):
+    config, system = built
+    if "BatchGenerator" not in config.implements:
+        pytest.skip(f"{config.target} declares no BatchGenerator")
+    return config, system
+
+
+@pytest.mark.parametrize("together", [None, 2])
+@pytest.mark.parametrize("limit", [0, 1, 2, 9])
+def test_batches_honour_the_limit_and_return_costs(built, limit, together):
+    _, system = batch_generators(built)
+    assert system.generate_batch([], limit, np.random.default_rng(0)).generations == []
+    batch = system.generate_batch(prompts(), limit, np.random.default_rng(0), together)
+    assert len(batch.generations) == len(prompts())
+    for generation in batch.generations:
+        assert generation.tokens.dtype == torch.int64 and generation.tokens.ndim == 1
+        assert (limit > 0) <= len(generation.tokens) <= limit
+        cost = generation.cost
+        assert cost.passes == len(cost.accepted_per_pass)
+        assert 0 <= cost.accepted <= cost.drafted
+        assert sum(cost.accepted_per_pass) == max(len(generation.tokens) - 1, 0)
+        assert (cost.cache_bytes > 0) == (limit > 0)
+    cost = batch.cost
+    assert cost.passes == len(cost.accepted_per_pass) and 0 <= batch.grouped <= cost.passes
+    assert cost.passes >= max(generation.cost.passes for generation in batch.generations)
+    assert cost.passes <= sum(generation.cost.passes for generation in batch.generations)
+    assert cost.rows >= sum(generation.cost.rows for generation in batch.generations)
+    assert sum(cost.accepted_per_pass) == sum(max(len(g.tokens) - 1, 0) for g in batch.generations)
+    times = (batch.realign_seconds, cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds)
+    assert min(times) >= 0 and (cost.cache_bytes > 0) == (cost.passes > 0)
+
+
+def test_the_seed_decides_batches_and_nothing_is_left_behind(request, models, inputs, built):
+    _, system = batch_generators(built)
+    fresh = build(*request.node.callspec.params["built"], models, inputs)
+    runs = []
+    for each in (system, fresh, system):
+        start = each.state() if isinstance(each, Stateful) else {}
+        runs.append(each.generate_batch(prompts(), 12, np.random.default_rng(7), 3))
+        if isinstance(each, Stateful):
+            each.restore(start)
+    tokens = [[generation.tokens.tolist() for generation in run.generations] for run in runs]
+    assert tokens[0] == tokens[1] == tokens[2]
+    assert runs[0].cost.accepted_per_pass == runs[1].cost.accepted_per_pass == runs[2].cost.accepted_per_pass
+
+
+@pytest.mark.parametrize("together", [None, 1, 3])
+def test_lossless_batches_equal_their_reference_alone(models, inputs, built, together):
+    config, system = batch_generators(built)
+    if not config.lossless:
+        pytest.skip(f"{config.target} declares no losslessness")
+    reference = build(config.reference, next(iter(METHODS[config.reference].points)), models, inputs)
+    rng = np.random.default_rng(0)
+    if isinstance(reference, BatchGenerator):
+        expected = reference.generate_batch(prompts(), 16, rng, 1).generations
+    else:
+        expected = [reference.generate(prompt, 16, rng) for prompt in prompts()]
+    found = system.generate_batch(prompts(), 16, rng, together).generations
+    assert [f.tokens.tolist() for f in found] == [e.tokens.tolist() for e in expected]
 
 
 @pytest.fixture(scope="session")

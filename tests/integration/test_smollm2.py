@@ -11,6 +11,8 @@ from parsimony.benchmarks.code_edit import NEW, OLD, CodeEdit
 from parsimony.benchmarks.continuation import Conversation
 from parsimony.benchmarks.copying import copied_tokens
 from parsimony.interfaces import Inputs
+from parsimony.methods.autoregressive.batch_speculative import BatchSpeculative
+from parsimony.methods.autoregressive.draft_model import DraftNetwork
 from parsimony.methods.autoregressive.hf_assisted import HfAssisted
 from parsimony.methods.autoregressive.hf_prompt_lookup import HfPromptLookup
 from parsimony.methods.autoregressive.prompt_lookup import PromptLookup
@@ -18,6 +20,7 @@ from parsimony.methods.autoregressive.token_recycling import TokenRecycling
 from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.models.language import Language
 from parsimony.plan import make_plan
+from parsimony.recipes import own_outputs
 
 REQUESTS = ("Why is the sky blue?", "Write a haiku about rivers, then explain each line of the haiku.")
 
@@ -99,3 +102,38 @@ def test_answers_copy_the_conversation(root, model, make):
             history.append({"role": "assistant", "content": model.decode(answer)})
         tokens += run.total("tokens")
     assert copied > 0.5 * tokens
+
+
+@pytest.fixture(scope="module")
+def drafter(root, folder):
+    """The shipped draft network, its lock row, and the answers that its recipe held out."""
+    lock = make_plan([], root).lock
+    if lock["smollm2_drafter"].files["drafter.safetensors"].sha256 is None:
+        pytest.skip("the drafter is not shipped yet; `parsimony ship smollm2_drafter` trains it")
+    paths = [fetch(key, lock, root / "resources") for key in ("smollm2_drafter", "smollm2_own_outputs")]
+    talks = own_outputs.read(paths[1])
+    return paths[0], lock["smollm2_drafter"], talks[: len(talks) // 10]
+
+
+def test_the_shipped_drafter_keeps_the_floor_of_its_recipe(model, drafter):
+    folder, row, held = drafter
+    network, right, total = DraftNetwork.distilled(model.decoder, folder), 0, 0
+    for prompt, answer in held:
+        ids = torch.cat((prompt, answer))[: row.params["length"]]
+        logits = network.decoder.prefill(ids[None, :-1], network.decoder.cache(len(ids)), want="all")[0]
+        right += int((network.best(logits)[len(prompt) - 1 :] == ids[len(prompt) :]).sum())
+        total += len(ids) - len(prompt)
+    assert right / total >= row.params["floor"]
+    assert (folder / "drafter.safetensors").stat().st_size <= 4_000_000
+
+
+def test_batches_are_lossless_on_real_prompts_of_unequal_length(model, drafter):
+    requests = (*REQUESTS, "Hello!")
+    prompts = [model.chat([{"role": "user", "content": request}]) for request in requests]
+    expected = [VerifyLoop(model).generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() for prompt in prompts]
+    for scheduler in ("eqspec", "exspec"):
+        system = BatchSpeculative(scheduler).build(model, Inputs({"drafter": drafter[0]}))
+        for together in (None, 2):
+            batch = system.generate_batch(prompts, 24, np.random.default_rng(0), together)
+            assert [generation.tokens.tolist() for generation in batch.generations] == expected
+            assert batch.cost.accepted > 0

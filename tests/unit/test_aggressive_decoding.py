@@ -46,7 +46,7 @@ def translator() -> Seq2Seq:
 
 @pytest.fixture(scope="module")
 def drafter() -> Inputs:
-    return Inputs({"drafter": ASSETS / "translation_drafter"})
+    return Inputs({"nat": ASSETS / "translation_drafter"})
 
 
 class Watched:

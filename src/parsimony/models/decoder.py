@@ -10,10 +10,11 @@ Shapes: B sequences, T new tokens, L cached tokens, H query heads, G key-value h
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -168,6 +169,15 @@ class Decoder:
             files = [stack.enter_context(safe_open(f, framework="pt")) for f in sorted(folder.glob("*.safetensors"))]
             where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
             return cls(config, lambda name: where[name].get_tensor(name) if name in where else None, dtype, device)
+
+    def first_layers(self, count: int) -> Decoder:
+        """The network that leaves after its first ``count`` layers: same tensors, final norm and head."""
+        if not 0 < count <= self.config.layers:
+            raise UserError(f"a network of {self.config.layers} layers has no first {count}; choose from 1 on")
+        early = copy.copy(self)
+        early.config = replace(self.config, layers=count, windows=self.config.windows[:count])
+        early.layers, early._masks = self.layers[:count], {}
+        return early
 
     def cache(self, capacity: int, batch: int = 1) -> KVCache:
         """An empty cache for this network."""

@@ -54,6 +54,7 @@ class KVCache:
         self.lengths = [0] * len(self.lengths)
         self.in_order = 0
 
+    @torch.inference_mode(False)  # buffers that grow inside a pass must stay writable outside it
     def reserve(self, count: int) -> None:
         """Make room for ``count`` more entries in every layer, growing the buffers if they are too small."""
         needed = len(self) + count
@@ -127,6 +128,52 @@ class KVCache:
         self.in_order = min(self.in_order, start)
         if self.in_order == start and self.uniform and bool((moved == expected).all()):
             self.in_order = start + count
+
+    def align(self, parts: list[tuple[KVCache, int, int, int] | None], width: int) -> None:
+        """Become the batch of some rows of other caches, right-aligned behind padding: one copy of what is kept.
+
+        Parameters
+        ----------
+        parts : list of (KVCache, int, int, int)
+            For each sequence: a cache whose layers are equally long, a row of it, and which entries of that row
+            (from, up to) are kept. None: this row of the batch is as it should be already.
+        width : int
+            Entries of the new batch, not fewer than any part has.
+        """
+        whole, in_order = True, self.in_order
+        self.clear()
+        self.reserve(width)
+        for row, part in enumerate(parts):
+            if part is None:
+                whole = whole and in_order >= width
+                continue
+            source, at, begin, stop = part
+            pad = width - (stop - begin)
+            self.data[:, :, row, :, :pad] = 0
+            self.positions[:, row, :pad] = -1
+            self.place(row, pad, source, at, begin, stop)
+            whole = whole and pad == begin == 0 and source.in_order >= stop
+        self.lengths = [width] * len(self.lengths)
+        self.in_order = width if whole else 0
+
+    def place(self, row: int, start: int, source: KVCache, at: int, begin: int, stop: int) -> None:
+        """Copy entries ``begin`` up to ``stop`` of row ``at`` of ``source`` to entries from ``start`` on of ``row``.
+
+        The lengths stay as they are: entries beyond them come into use when they are set (`align`, `extend`).
+        """
+        end = start + stop - begin
+        self.data[:, :, row, :, start:end] = source.data[:, :, at, :, begin:stop]
+        self.positions[:, row, start:end] = source.positions[:, at, begin:stop]
+
+    def extend(self, source: KVCache, at: int, begin: int, stop: int) -> None:
+        """Put entries ``begin`` up to ``stop`` of row ``at`` of ``source`` behind those of this (batch 1) cache."""
+        length, count = len(self), stop - begin
+        self.reserve(count)
+        self.place(0, length, source, at, begin, stop)
+        self.lengths = [length + count] * len(self.lengths)
+        new = self.positions[:, 0, length : length + count]
+        if self.in_order == length and bool((new == torch.arange(length, length + count, device=new.device)).all()):
+            self.in_order = length + count
 
     def truncate(self, length: int, layer: int | None = None) -> None:
         """Drop all entries from ``length`` on (in every layer, or in one)."""

@@ -10,7 +10,7 @@ from parsimony.report.style import words
 from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
 OVERVIEW = tuple(QUANTITIES)
-BY_CATEGORY = ("mean_accepted_tokens", "speedup")
+BY_CATEGORY = ("mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

@@ -48,6 +48,11 @@ class Budget:
         curve = curve.sort_values("rows")
         return cls(curve["rows"].to_numpy(), curve["seconds"].to_numpy())
 
+    def with_drafting(self, share: float) -> Budget:
+        """The same when each row but the first must be drafted before, at ``share`` of the seconds of one row."""
+        sizes = np.arange(1, len(self.cost) + 1)
+        return Budget(sizes, self.cost + (sizes - 1) * share * self.cost[0])
+
     def size(self, odds: np.ndarray) -> int:
         """Draft size n that maximises expected tokens per second, (1 + sum of the first n odds) / t(n + 1).
 

@@ -36,7 +36,7 @@ class GeneralizedAggressiveDecoding:
 
     def build(self, model: Seq2Seq, inputs: Inputs) -> VerifyLoop:
         """The shared loop with the drafter of the model's asset ``drafter``, in the model's dtype."""
-        network = EncoderDecoder.load(inputs.assets["drafter"], model.decoder.embedding.dtype)
+        network = EncoderDecoder.load(inputs.assets["nat"], model.decoder.embedding.dtype)
         if network.config.vocabulary != model.decoder.config.vocabulary:
             raise UserError(
                 f"the drafter in {inputs.assets['drafter']} has {network.config.vocabulary} tokens and the model "

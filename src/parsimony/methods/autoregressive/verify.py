@@ -248,7 +248,7 @@ class VerifyLoop:
                 cache.truncate(length + len(path))
             else:
                 cache.keep(path, start=length)
-            new = _until(gained.tolist(), stop, limit - len(tokens))
+            new = until(gained.tolist(), stop, limit - len(tokens))
             tokens += new
             newest = tokens[-1]
             over = newest in stop or len(tokens) >= limit
@@ -332,7 +332,7 @@ class VerifyLoop:
         return self._cache
 
 
-def _until(tokens: list[int], stop: frozenset[int], limit: int) -> list[int]:
+def until(tokens: list[int], stop: frozenset[int], limit: int) -> list[int]:
     """The first ``limit`` tokens, cut behind the first that ends the turn."""
     for n, token in enumerate(tokens[:limit]):
         if token in stop:
