@@ -164,7 +164,7 @@ def test_the_cache_holds_all_but_the_newest_token(corrector, translator, drafter
 
 @pytest.mark.parametrize("block", [1, 5, 25])
 def test_strict_gad_equals_greedy(tiny_seq2seq, translator, drafter, tmp_path, block):
-    noise = Inputs({"drafter": write_tiny_seq2seq(tmp_path, causal=False, seed=3)})
+    noise = Inputs({"nat": write_tiny_seq2seq(tmp_path, causal=False, seed=3)})
     system = GeneralizedAggressiveDecoding(block).build(tiny_seq2seq, noise)
     for length in (0, 3, 20):
         same_as_greedy(tiny_seq2seq, system, torch.arange(3, 3 + length), 40)
@@ -198,7 +198,7 @@ def test_a_tolerating_loop_gains_more_and_may_differ(translator, drafter):
 
 def test_the_drafter_sees_its_own_prefix(translator, drafter):
     """Drafts depend on what was accepted: behind a wrong prefix they are others."""
-    one = BlockDrafter(EncoderDecoder.load(drafter.assets["drafter"]), 5)
+    one = BlockDrafter(EncoderDecoder.load(drafter.assets["nat"]), 5)
     one.start(translator.encode(SENTENCES[0]), 0, None)
     first = one.propose(10).tokens
     one.observe(None, None, None, first[:2])
@@ -212,7 +212,7 @@ def test_wrong_parameters_and_drafters_are_refused(translator, tmp_path):
     with pytest.raises(UserError, match="block >= 1"):
         GeneralizedAggressiveDecoding(block=0)
     with pytest.raises(UserError, match="same tokenizer"):
-        inputs = Inputs({"drafter": write_tiny_seq2seq(tmp_path, causal=False)})
+        inputs = Inputs({"nat": write_tiny_seq2seq(tmp_path, causal=False)})
         GeneralizedAggressiveDecoding().build(translator, inputs)
 
 
