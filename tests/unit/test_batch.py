@@ -168,9 +168,10 @@ def test_an_oracle_gains_all_and_a_wrong_drafter_one_token_a_round(tiny, schedul
 
 
 def test_sequences_of_one_length_are_grouped_and_stay_in_place(tiny):
-    prompts = prompts_of(3, [9] * 6)
+    prompts = prompts_of(4, [9] * 6)
     loop = PooledLoop(tiny, network(tiny, "wrong"), 3)
     batch = loop.generate_batch(prompts, 10, RNG, together=3)
+    assert all(len(each.tokens) == 10 for each in batch.generations)  # none ends early, so all stay of one length
     assert batch.grouped == batch.cost.passes
     apart = loop.generate_batch(prompts_of(3, [5, 7, 9, 11]), 10, RNG, together=4)
     assert apart.grouped == apart.cost.passes - 1  # padded anew once, and of one stored length from then on

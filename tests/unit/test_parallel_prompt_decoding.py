@@ -285,6 +285,8 @@ def test_heads_begin_as_the_identity_and_learn_beside_the_vectors(net, rollouts)
 
 def test_the_shipped_vectors_are_above_the_recipe_s_floors(root):
     row = read_lock(root)["smollm2_prompt_tokens"]
+    if row.source != "shipped":
+        pytest.skip("the vectors are not shipped; training them takes minutes")
     shipped = load_file(root / "results/published/assets/smollm2_prompt_tokens/prompt_tokens.safetensors")
     gain, left = row.params["floors"]
     acc = {kind: shipped[f"acc.{kind}"] for kind in ("trained", "text", "random", "heads")}

@@ -145,7 +145,7 @@ def drafter(
 
     _fit(network, _batches(teacher.tokenizer, learnt, pairs, training), loss, training)
     network.save(out)
-    loop = GeneralizedAggressiveDecoding(10).build(teacher, Inputs({"drafter": out}))
+    loop = GeneralizedAggressiveDecoding(10).build(teacher, Inputs({"nat": out}))
     costs = [loop.generate(teacher.encode(each), 200, rng).cost for each in held[:CHECKED]]
     mean = sum(sum(cost.accepted_per_pass) for cost in costs) / sum(cost.passes for cost in costs)
     print(f"tokens a pass: {mean:.3f}", flush=True)

@@ -35,7 +35,7 @@ class GeneralizedAggressiveDecoding:
         self.block, self.beta, self.tau = block, beta, tau
 
     def build(self, model: Seq2Seq, inputs: Inputs) -> VerifyLoop:
-        """The shared loop with the drafter of the model's asset ``drafter``, in the model's dtype."""
+        """The shared loop with the drafter of the model's asset ``nat``, in the model's dtype."""
         network = EncoderDecoder.load(inputs.assets["nat"], model.decoder.embedding.dtype)
         if network.config.vocabulary != model.decoder.config.vocabulary:
             raise UserError(
