@@ -39,7 +39,7 @@ class GeneralizedAggressiveDecoding:
         network = EncoderDecoder.load(inputs.assets["nat"], model.decoder.embedding.dtype)
         if network.config.vocabulary != model.decoder.config.vocabulary:
             raise UserError(
-                f"the drafter in {inputs.assets['drafter']} has {network.config.vocabulary} tokens and the model "
+                f"the drafter in {inputs.assets['nat']} has {network.config.vocabulary} tokens and the model "
                 f"{model.decoder.config.vocabulary}: both must come from recipes with the same tokenizer"
             )
         return ToleratingLoop(model, BlockDrafter(network, self.block), self.beta, self.tau)
