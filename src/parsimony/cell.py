@@ -132,13 +132,15 @@ class Bench:
         return system
 
     def reference(self, dtype: str):
-        return self._first_point(self.method.reference, dtype)
-
-    def peer(self, dtype: str):
-        return self._first_point(self.method.peer if self.plan.suite.peers else None, dtype)
-
-    def _first_point(self, method: str | None, dtype: str):
+        method = self.method.reference
         return None if method is None else self._build(method, next(iter(self.plan.methods[method].points)), dtype)
+
+    def peer(self, point: str, dtype: str):
+        method = self.plan.peer(self.cell.method, self.cell.benchmark)
+        if method is None:
+            return None
+        points = self.plan.methods[method].points
+        return self._build(method, point if point in points else next(iter(points)), dtype)
 
     def _build_system(self, method: str, point: str, dtype: str):
         config = self.plan.methods[method]

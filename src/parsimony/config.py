@@ -62,7 +62,7 @@ class Method(Targeted):
     lossless: bool = False
     architecture: Key = Field("decoder", description="architecture of the models it can be applied to")
     reference: Key | None = Field(None, description="method that is timed against and compared with")
-    peer: Key | None = Field(None, description="another implementation of the same, timed in the same turns")
+    peer: Key | None = Field(None, description="timed in the same turns, at the point of the same name or its first")
     points: dict[Key, Params] = Field(min_length=1, description="operating point -> overrides of params")
     assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
     uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
@@ -87,6 +87,7 @@ class Benchmark(Targeted):
     title: str
     assets: list[Key] = []
     uses: list[Key] = Field([], description="benchmarks whose cell for the reference must be measured first")
+    columns: list[Key] = Field([], description="quantities in its table, in order; all that were measured if not named")
 
 
 class Study(Closed):
@@ -189,7 +190,7 @@ class Suite(Closed):
     points: dict[Key, list[Key]] = Field(
         {}, description="method -> operating points; all if not named, [] leaves it out"
     )
-    peers: bool = Field(True, description="whether the peers of methods are timed beside them")
+    peers: list[Key] | None = Field(None, description="benchmarks on which methods' peers are timed; null: all")
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
 
 

@@ -240,7 +240,6 @@ class Workbench(Protocol):
     """What a benchmark may use while it measures; the cell provides it."""
 
     points: tuple[str, ...]
-    lossless: bool
     records: dict[str, pd.DataFrame]
     lossless: bool
     """Whether the method promises the output of its reference."""
@@ -257,8 +256,8 @@ class Workbench(Protocol):
         """The declared reference, or None for a method that is its own; built once."""
         ...
 
-    def peer(self, dtype: str):
-        """The declared peer, another implementation of the same method, or None; built once."""
+    def peer(self, point: str, dtype: str):
+        """The declared peer at its point of the same name, else at its first, or None; built once."""
         ...
 
     def stored(self, item: str, name: str) -> list[float] | None:

@@ -89,6 +89,11 @@ class Plan:
             raise UserError(f"suite {self.name!r} has no cell {cell_id!r}{nearest(cell_id, self.cells)}")
         return self.cells[cell_id]
 
+    def peer(self, method: str, benchmark: str) -> str | None:
+        """The method that is timed beside another on a benchmark of this suite, if any."""
+        allowed = self.suite.peers is None or benchmark in self.suite.peers
+        return self.methods[method].peer if allowed else None
+
     def params(self, benchmark: str) -> dict:
         """Parameters of a benchmark in this suite."""
         return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
@@ -258,6 +263,8 @@ def _check_names(plan: Plan) -> None:
         _known(key, plan.methods, "method", where)
         for point in points:
             _known(point, plan.methods[key].points, f"point of method {key!r}:", where)
+    for key in plan.suite.peers or ():
+        _known(key, plan.benchmarks, "benchmark", where)
     for key, params in plan.suite.params.items():
         _known(key, plan.benchmarks, "benchmark", where)
         for param in params:
@@ -298,7 +305,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
             plan.cells[cell_id] = Cell(**{**vars(old), "papers": (*old.papers, paper)})
         return cell_id
     reference = m.reference or method
-    peer = plan.suite.peers and m.peer or method
+    peer = plan.peer(method, benchmark) or method
     for other in (reference, peer):
         _known(other, plan.methods, "method", f"configs/method/{method}.yaml")
     used = [key for key in (*m.uses, *b.uses) if (reference, key) != (method, benchmark)]

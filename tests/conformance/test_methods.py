@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -75,10 +76,17 @@ def models(tiny, tiny_seq2seq) -> dict:
     return {"decoder": tiny, "seq2seq": tiny_seq2seq}
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))
+@pytest.fixture
 def built(request, models, inputs):
     method, point = request.param
     return METHODS[method], build(method, point, models, inputs)
+
+
+def every(interface: str, lossless: bool = False):
+    """Run a test for every operating point of the methods that declare ``interface`` (and losslessness)."""
+    chosen = [pair for pair in PAIRS if interface in METHODS[pair[0]].implements]
+    chosen = [pair for pair in chosen if METHODS[pair[0]].lossless or not lossless]
+    return pytest.mark.parametrize("built", chosen, indirect=True, ids="-".join)
 
 
 def build(method: str, point: str, models: dict, inputs: Inputs):
@@ -92,24 +100,18 @@ def prompts():
     return [torch.from_numpy(rng.integers(2, 300, n)) for n in (1, 7, 30, 30)]
 
 
+@pytest.mark.parametrize("built", PAIRS, indirect=True, ids="-".join)
 def test_satisfies_the_declared_interfaces(built):
     config, system = built
     for name in config.implements:
         assert isinstance(system, PROTOCOLS[name])
 
 
-def generators(built):
+@every("TextGenerator")
+def test_honours_the_limit_and_returns_costs(built, models):
     config, system = built
-    if "TextGenerator" not in config.implements:
-        pytest.skip(f"{config.target} declares no TextGenerator")
-    return config, system
-
-
-@pytest.mark.parametrize("limit", [0, 1, 2, 17])
-def test_honours_the_limit_and_returns_costs(built, models, limit):
-    config, system = generators(built)
     before = int(models[config.architecture].decoder.begin is None)  # the first token comes from the prefill, or not
-    for prompt in prompts():
+    for limit, prompt in product((0, 1, 2, 17), prompts()):
         generation = system.generate(prompt, limit, np.random.default_rng(0))
         assert generation.tokens.dtype == torch.int64 and generation.tokens.ndim == 1
         assert len(generation.tokens) <= limit
@@ -122,36 +124,29 @@ def test_honours_the_limit_and_returns_costs(built, models, limit):
             assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
 
 
+@every("TextGenerator")
 def test_the_seed_decides_everything(request, models, inputs, built):
-    generators(built)
+    fresh = build(*request.node.callspec.params["built"], models, inputs)
     runs = []
-    for _ in range(2):
-        fresh = build(*request.node.callspec.params["built"], models, inputs)
-        runs.append([fresh.generate(p, 12, np.random.default_rng(7)).tokens.tolist() for p in prompts()])
+    for system in (built[1], fresh):
+        runs.append([system.generate(p, 12, np.random.default_rng(7)).tokens.tolist() for p in prompts()])
     assert runs[0] == runs[1]
 
 
+@every("TextGenerator", lossless=True)
 def test_lossless_methods_equal_their_reference(models, inputs, built):
-    config, system = generators(built)
-    if not config.lossless:
-        pytest.skip(f"{config.target} declares no losslessness")
+    config, system = built
     reference = build(config.reference, next(iter(METHODS[config.reference].points)), models, inputs)
     for prompt in prompts():
         expected = reference.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist()
         assert system.generate(prompt, 24, np.random.default_rng(0)).tokens.tolist() == expected
 
 
-def batch_generators(built):
-    config, system = built
-    if "BatchGenerator" not in config.implements:
-        pytest.skip(f"{config.target} declares no BatchGenerator")
-    return config, system
-
-
 @pytest.mark.parametrize("together", [None, 2])
 @pytest.mark.parametrize("limit", [0, 1, 2, 9])
+@every("BatchGenerator")
 def test_batches_honour_the_limit_and_return_costs(built, limit, together):
-    _, system = batch_generators(built)
+    _, system = built
     assert system.generate_batch([], limit, np.random.default_rng(0)).generations == []
     batch = system.generate_batch(prompts(), limit, np.random.default_rng(0), together)
     assert len(batch.generations) == len(prompts())
@@ -173,8 +168,9 @@ def test_batches_honour_the_limit_and_return_costs(built, limit, together):
     assert min(times) >= 0 and (cost.cache_bytes > 0) == (cost.passes > 0)
 
 
+@every("BatchGenerator")
 def test_the_seed_decides_batches_and_nothing_is_left_behind(request, models, inputs, built):
-    _, system = batch_generators(built)
+    _, system = built
     fresh = build(*request.node.callspec.params["built"], models, inputs)
     runs = []
     for each in (system, fresh, system):
@@ -188,10 +184,9 @@ def test_the_seed_decides_batches_and_nothing_is_left_behind(request, models, in
 
 
 @pytest.mark.parametrize("together", [None, 1, 3])
+@every("BatchGenerator", lossless=True)
 def test_lossless_batches_equal_their_reference_alone(models, inputs, built, together):
-    config, system = batch_generators(built)
-    if not config.lossless:
-        pytest.skip(f"{config.target} declares no losslessness")
+    config, system = built
     reference = build(config.reference, next(iter(METHODS[config.reference].points)), models, inputs)
     rng = np.random.default_rng(0)
     if isinstance(reference, BatchGenerator):
@@ -229,9 +224,10 @@ def test_sampling_keeps_the_distribution_of_the_target(method, models, inputs, d
     assert chi2_contingency(table).pvalue > 1e-4
 
 
+@every("TextGenerator")
 def test_leaves_nothing_behind_but_its_declared_state(built):
     """After going back to the saved state, everything is as it was; the output depends on nothing else."""
-    _, system = generators(built)
+    _, system = built
     start = system.state() if isinstance(system, Stateful) else {}
     first = system.generate(prompts()[2], 12, np.random.default_rng(0))
     system.generate(prompts()[1], 12, np.random.default_rng(0))
@@ -242,16 +238,10 @@ def test_leaves_nothing_behind_but_its_declared_state(built):
     assert again.cost.accepted_per_pass == first.cost.accepted_per_pass
 
 
-def multi(built):
-    config, system = built
-    if "MultiGenerator" not in config.implements:
-        pytest.skip(f"{config.target} declares no MultiGenerator")
-    return system
-
-
 @pytest.mark.parametrize("limit", [0, 1, 2, 17])
+@every("MultiGenerator")
 def test_many_drafts_honour_the_limit_and_return_costs(built, tiny, limit):
-    system = multi(built)
+    _, system = built
     for prompt in prompts():
         drafts = system.generate_many(prompt, limit, np.random.default_rng(0))
         assert len(drafts.tokens) == len(drafts.scores) and bool(drafts.tokens) == bool(limit)
@@ -267,11 +257,11 @@ def test_many_drafts_honour_the_limit_and_return_costs(built, tiny, limit):
         assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0
 
 
+@every("MultiGenerator")
 def test_the_seed_decides_every_draft_and_nothing_is_left_behind(request, models, inputs, built):
-    multi(built)
-    fresh = [build(*request.node.callspec.params["built"], models, inputs) for _ in range(2)]
+    _, first = built
     runs = []
-    for system in (*fresh, fresh[0]):
+    for system in (first, build(*request.node.callspec.params["built"], models, inputs), first):
         learnt = isinstance(system, Stateful)
         start = system.state() if learnt else {}
         many = [system.generate_many(p, 9, np.random.default_rng(7)) for p in prompts()]
@@ -281,20 +271,18 @@ def test_the_seed_decides_every_draft_and_nothing_is_left_behind(request, models
     assert runs[0] == runs[1] == runs[2]
 
 
+@every("LanguageModel")
 def test_nll_matches_the_decoder(built, tiny):
-    config, system = built
-    if "LanguageModel" not in config.implements:
-        pytest.skip(f"{config.target} declares no LanguageModel")
+    _, system = built
     ids = prompts()[2]
     logits = tiny.decoder.forward(ids[None], tiny.decoder.cache(64))[0].double()
     expected = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
     torch.testing.assert_close(system.nll(ids), expected, atol=1e-5, rtol=0)
 
 
+@every("Guesser")
 def test_guesses_look_at_their_prefix_alone(built):
-    config, system = built
-    if "Guesser" not in config.implements:
-        pytest.skip(f"{config.target} declares no Guesser")
+    _, system = built
     ids, cuts = prompts()[2], torch.tensor([3, 9, 20])
     whole = system.guess(ids, cuts)
     assert whole.shape[0] == 3 and len(set(whole[0, 0].tolist())) == whole.shape[2]

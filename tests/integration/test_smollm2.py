@@ -85,11 +85,7 @@ def test_prompt_lookup_and_its_peer_gain_the_same_in_every_pass(model):
     assert max(mine.cost.accepted_per_pass) > 4
 
 
-# Issue 3: with its present prompt the model copies 47 % of three answers of CodeEdit, not half; the floor stays.
-COPYING = [pytest.param(CodeEdit, marks=pytest.mark.xfail(reason="copies less than half", strict=False)), AgenticSql]
-
-
-@pytest.mark.parametrize("make", COPYING)
+@pytest.mark.parametrize("make", [CodeEdit, AgenticSql])
 def test_answers_copy_the_conversation(root, model, make):
     """A workload for copying drafters says nothing if the model does not copy; most of its tokens must be copies."""
     plan = make_plan([], root)

@@ -67,7 +67,7 @@ def test_a_wrong_override_names_the_nearest(root, overrides, words):
         ("method/greedy.yaml", "parsimony.methods", "os.methods", ["greedy.yaml", "outside 'parsimony.'"]),
         ("method/greedy.yaml", "greedy.Greedy", "greedy.Gredy", ["greedy.yaml", "not defined"]),
         ("suite/quick.yaml", "[ngram_2,", "[ngram_22,", ["suite/quick.yaml", "did you mean 'ngram_2'"]),
-        ("suite/quick.yaml", "spec_mix: {items: 2", "spec_mix: {itms: 2", ["suite/quick.yaml", "did you mean 'items'"]),
+        ("suite/quick.yaml", "spec_mix: {items: 1", "spec_mix: {itms: 1", ["suite/quick.yaml", "did you mean 'items'"]),
         ("paper/token_recycling.yaml", "benchmarks: [spec_mix_speed]", "benchmarks: [wiki_nll]",
          ["paper/token_recycling.yaml", "'prompt_lookup' does not fit benchmark 'wiki_nll'", "needs LanguageModel"]),
         ("paper/token_recycling.yaml", "[greedy, prompt_lookup,", "[greedy, promt_lookup,", ["'prompt_lookup'"]),

@@ -5,6 +5,9 @@ import re
 import pytest
 from synthetic import write_report_of
 
+from parsimony.plan import make_plan, read_papers
+from parsimony.stats import QUANTITIES
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, root):
@@ -61,3 +64,16 @@ def test_53_papers_in_ledger_and_coverage(report):
 
     assert len(json.loads((report / "coverage.json").read_text())) == 53
     assert len({row["paper"] for row in json.loads((report / "ledger.json").read_text())}) == 53
+
+
+def test_every_quantity_that_a_config_names_is_derived(root):
+    """In tables, figures and claims; a misspelt one would be left out in silence."""
+    papers = read_papers(root).values()
+    named = {name for benchmark in make_plan([], root).benchmarks.values() for name in benchmark.columns}
+    figures = [figure for paper in papers for figure in paper.figures]
+    named |= {figure.quantity for figure in figures}
+    named |= {figure.against.partition(":")[2] for figure in figures if figure.against.startswith("quantity:")}
+    checks = [claim.check for paper in papers for claim in paper.claims if claim.check]
+    sides = [side for check in checks for side in (check.left, check.right) if not isinstance(side, float)]
+    named |= {side.quantity for side in sides}
+    assert len(sides) > 40 and named <= set(QUANTITIES)

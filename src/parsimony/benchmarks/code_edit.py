@@ -55,22 +55,22 @@ class Edit:
 
     def request(self) -> str:
         """The prompt.  The releases say nothing about a single function, so the instruction is ours: what differs."""
-        change = self.instruction()
         return (
-            f"Change this Python function.\n\n{change}\n{_block(self.old)}\n\nAnswer with the whole changed function."
+            f"Copy this Python function and apply the change.\n\nFunction:\n{_block(self.old)}\n\n"
+            f"Change:\n{self.change()}\n\nWrite the whole function again with the change."
         )
 
-    def instruction(self) -> str:
+    def change(self) -> str:
         """The change in words, as `difflib` finds it."""
         steps = []
         for gone, come, above in self.hunks():
             if not come:
-                steps.append(f"Delete\n{_block(gone)}\n")
+                steps.append(f"Delete\n{_block(gone)}")
             elif not gone:
-                steps.append(f"Insert\n{_block(come)}\nbelow the line\n{_block([above])}\n")
+                steps.append(f"Insert\n{_block(come)}\nbelow\n{_block([above])}")
             else:
-                steps.append(f"Replace\n{_block(gone)}\nby\n{_block(come)}\n")
-        return "\n".join(steps)
+                steps.append(f"Replace\n{_block(gone)}\nby\n{_block(come)}")
+        return "\n\n".join(steps)
 
 
 class CodeEdit(CopyingContinuation):

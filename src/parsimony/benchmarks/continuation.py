@@ -60,8 +60,8 @@ class Continuation:
             fastest = fastest_dtype(bench.records["latency"]) if "latency" in bench.records else self.dtype
             if fastest != self.dtype:
                 turns["fastest"] = bench.reference(fastest), fastest
-            if (peer := bench.peer(self.dtype)) is not None:
-                turns["peer"] = peer, self.dtype
+            peers = {point: bench.peer(point, self.dtype) for point in bench.points}
+            turns |= {peer: (peer, self.dtype) for peer in peers.values() if peer is not None}
         names = list(turns)
         shift = int(bench.rng(item.id).integers(len(names))) if self.timed else 0
         for name in names[shift:] + names[:shift]:
@@ -78,9 +78,9 @@ class Continuation:
             if reference is None:
                 continue
             if self.timed:
-                others = {"fastest": runs["reference"]} | {
-                    name: runs[name] for name in turns if name not in bench.points
-                }
+                others = {"reference": runs["reference"], "fastest": runs.get("fastest", runs["reference"])}
+                if peers[point] is not None:
+                    others["peer"] = runs[peers[point]]
                 for name, other in others.items():
                     outcome.numbers.append((point, f"{name}_seconds", other.seconds, "s"))
                     outcome.numbers.append((point, f"{name}_tokens", other.total("tokens"), "tokens"))

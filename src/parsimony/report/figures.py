@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from parsimony.report.style import DASHES, RC, WIDTHS, look, words
+from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
 from parsimony.stats import QUANTITIES, pareto
 
 matplotlib.use("Agg")
@@ -63,16 +63,19 @@ def _best_points(data, context) -> pd.DataFrame:
     return data[data["point"] == pd.MultiIndex.from_frame(data[["benchmark", "method"]]).map(best)]
 
 
-def _bands(data, column, labels, quantity, stem, context) -> Path:
-    """One band a label, in it a mark with its interval a method."""
-    methods = sorted(data["method"].unique())
-    step = min(0.22, 0.8 / len(methods))
-    height = len(labels) * max(0.34, 0.11 * len(methods)) + 0.6 + 0.14 * (len(methods) // 2 + 1)
+def _bands(data, column, labels, quantity, stem, context, named=()) -> Path:
+    """One band a label, in it a mark with its interval a method, or an operating point of the ``named`` methods."""
+    points = data["point"].where(data["method"].isin(list(named)), "")
+    series = list(data.groupby([data["method"], points]))
+    step = min(0.22, 0.8 / len(series))
+    height = len(labels) * max(0.34, 0.11 * len(series)) + 0.6 + 0.14 * (len(series) // 2 + 1)
     figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], height), layout="constrained")
-    for n, method in enumerate(methods):
-        part = data[data["method"] == method].drop_duplicates(column).set_index(column).reindex(labels)
-        y = np.arange(len(labels)) + (n - (len(methods) - 1) / 2) * step
+    for n, ((method, point), part) in enumerate(series):
+        part = part.drop_duplicates(column).set_index(column).reindex(labels)
+        y = np.arange(len(labels)) + (n - (len(series) - 1) / 2) * step
         style, points = look(method, context["methods"], context["references"]), part["point"].dropna().unique()
+        if point:
+            style["marker"] = MARKERS[list(named[method]).index(point) % len(MARKERS)]
         axes.plot(part["value"], y, linestyle="none", color=style["color"], marker=style["marker"],
                   label=f"{words(method)} ({words(points[0])})" if len(points) == 1 else words(method))  # fmt: skip
         axes.hlines(y, part["low"], part["high"], color=style["color"], linewidth=1)
@@ -113,7 +116,7 @@ def _of_papers(summary, records, out, context) -> list[Path]:
             if kind in ("category", "benchmark"):
                 order = wanted.benchmarks if kind == "benchmark" else sorted(data["category"].unique())
                 labels = [label for label in order if label in set(data[kind])]
-                made.append(_bands(data, kind, labels, wanted.quantity, stem, context))
+                made.append(_bands(data, kind, labels, wanted.quantity, stem, context, wanted.points))
             else:
                 made += _curve(data, summary, records, wanted, kind, name, stem, context)
     return made

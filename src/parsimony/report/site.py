@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from parsimony.claims import VERDICTS
 from parsimony.report.ledger import measured
 from parsimony.report.style import look, words
-from parsimony.report.tables import OVERVIEW
+from parsimony.report.tables import headline
 from parsimony.stats import QUANTITIES
 
 
@@ -51,7 +51,7 @@ def _board(summary: pd.DataFrame, benchmark: str, context: dict) -> dict:
     """One leaderboard: a row a method and point, a cell a quantity with its number for sorting and its text."""
     mine = summary[summary["benchmark"] == benchmark]
     pooled = mine[(mine["category"] == "all") & mine["value"].notna()]
-    wanted = [quantity for quantity in OVERVIEW if quantity in set(pooled["quantity"])]
+    wanted = headline(pooled, context["columns"].get(benchmark))
     rows = []
     for (model, method, point), part in pooled.groupby(["model", "method", "point"]):
         at = part.set_index("quantity")

@@ -9,7 +9,6 @@ import pandas as pd
 from parsimony.report.style import words
 from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
 
-OVERVIEW = tuple(QUANTITIES)
 BY_CATEGORY = ("mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
@@ -26,7 +25,8 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
     Parameters
     ----------
     context : dict
-        ``titles`` (benchmark -> title) and ``conditions`` (the sentence on device, model and seed).
+        ``titles`` and ``columns`` of each benchmark's table, and ``conditions`` (the sentence on device, model and
+        seed).
     """
     out.mkdir(parents=True, exist_ok=True)
     made = []
@@ -34,7 +34,7 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         mine = summary[summary["benchmark"] == benchmark]
         about = f"{context['titles'].get(benchmark, benchmark)}. {context['conditions']}"
         systems = wide_by_system(records, benchmark)
-        head, rows, notes = _overview(mine, systems)
+        head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
         if len(head) > 2:
             made.append(_write(out / benchmark, head, rows, notes, f"{about} {_interval_note(mine)}"))
         for quantity in BY_CATEGORY:
@@ -83,10 +83,16 @@ def markdown(head: list[str], rows: list[list[str]], notes: list[str], caption: 
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def _overview(summary, systems):
+def headline(pooled: pd.DataFrame, columns: list[str] | None) -> list[str]:
+    """The quantities that a benchmark's table shows: those of ``columns`` that were measured, or all."""
+    measured = set(pooled["quantity"])
+    return [quantity for quantity in columns or QUANTITIES if quantity in measured]
+
+
+def _overview(summary, systems, columns):
     """One row a method and point, one column a quantity; the best and its ties are bold where a test separates them."""
     pooled = summary[(summary["category"] == "all") & summary["value"].notna()]
-    wanted = [quantity for quantity in OVERVIEW if quantity in set(pooled["quantity"])]
+    wanted = headline(pooled, columns)
     best = {q: tie_group(QUANTITIES[q], systems) if len(systems) > 1 else [] for q in wanted}
     head = ["method", "point", *(QUANTITIES[q].title for q in wanted)]
     rows = []

@@ -9,11 +9,12 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs, Stateful
 from parsimony.methods.autoregressive.budget import Budget
+from parsimony.methods.autoregressive.draft_model import DraftNetwork, NetworkDrafter
 from parsimony.methods.autoregressive.suffix_tree import Speculation, SuffixTree
 from parsimony.methods.autoregressive.verify import Draft, Drafter, Tree, VerifyLoop
 from parsimony.models.language import Language
 
-SHAPES = ("linear", "tree")
+SHAPES, FALLBACKS = ("linear", "tree"), ("none", "draft_model")
 
 
 class SuffixDecoding:
@@ -39,6 +40,10 @@ class SuffixDecoding:
         Outputs that the global tree holds, the oldest leaves first; -1 is no limit, 0 no global tree.
     persist : bool
         Whether the global tree survives from item to item; if not, it holds the current output alone.
+    fallback : {"none", "draft_model"}
+        "draft_model": a distilled network (the asset ``drafter``) drafts ``draft_tokens`` tokens wherever the trees
+        promise fewer (the hybrid of the paper).
+    draft_tokens : int
     tree_budget : {"all", "auto"}
         "auto" verifies as much of a draft as pays on this machine at its own probabilities (our addition).
     """
@@ -53,18 +58,24 @@ class SuffixDecoding:
         min_prob: float = 0.1,
         max_cached_requests: int = 100_000,
         persist: bool = True,
+        fallback: str = "none",
+        draft_tokens: int = 4,
         tree_budget: str = "all",
     ):
-        if shape not in SHAPES:
-            raise UserError(f"suffix_decoding: shape {shape!r} is not one of {', '.join(SHAPES)}; mend its params")
+        for name, value, valid in (("shape", shape, SHAPES), ("fallback", fallback, FALLBACKS)):
+            if value not in valid:
+                raise UserError(f"suffix_decoding: {name} {value!r} is not one of {', '.join(valid)}; mend its params")
         self.rule = {"limit": max_spec_tokens, "alpha": alpha, "offset": offset, "min_prob": min_prob}
         self.rule["tree"] = shape == "tree"
         self.depth, self.max_cached_requests, self.persist = depth, max_cached_requests, persist
-        self.tree_budget = tree_budget
+        self.fallback, self.draft_tokens, self.tree_budget = fallback, draft_tokens, tree_budget
 
     def build(self, model: Language, inputs: Inputs) -> VerifyLoop:
-        """The shared loop with a suffix drafter."""
+        """The shared loop with a suffix drafter, alone or in front of a draft network."""
         drafter = SuffixDrafter(self.depth, self.max_cached_requests, self.persist, self.rule)
+        if self.fallback == "draft_model":
+            network = DraftNetwork.distilled(model.decoder, inputs.assets["drafter"])
+            drafter = HybridDrafter(drafter, NetworkDrafter(network, self.draft_tokens), self.draft_tokens)
         return VerifyLoop(model, drafter, Budget.measured(inputs, model) if self.tree_budget == "auto" else None)
 
 
