@@ -2,10 +2,12 @@
 
 import re
 
+import pandas as pd
 import pytest
 from synthetic import write_report_of
 
 from parsimony.plan import make_plan, read_papers
+from parsimony.report.tables import where_it_pays
 from parsimony.stats import QUANTITIES
 
 
@@ -64,6 +66,25 @@ def test_53_papers_in_ledger_and_coverage(report):
 
     assert len(json.loads((report / "coverage.json").read_text())) == 53
     assert len({row["paper"] for row in json.loads((report / "ledger.json").read_text())}) == 53
+
+
+def test_it_says_where_a_method_pays_and_where_it_loses():
+    columns = ["benchmark", "model", "method", "point", "category", "quantity", "value", "low", "high"]
+    rows = [
+        ("b", "m", "quick", "a", "all", "speedup", 1.5, 1.4, 1.6),
+        ("b", "m", "quick", "a", "code", "speedup", 2.0, None, None),
+        ("b", "m", "quick", "a", "maths", "speedup", 0.9, None, None),
+        ("b", "m", "quick", "z", "all", "speedup", 0.5, 0.4, 0.6),
+        ("b", "m", "slow", "a", "all", "speedup", 0.8, 0.7, 0.9),
+        ("b", "m", "slow", "a", "code", "speedup", 1.0, None, None),
+        ("b", "m", "unsure", "a", "all", "speedup", 1.1, 0.9, 1.2),
+    ]
+    _, found = where_it_pays(pd.DataFrame(rows, columns=columns))
+    assert [row[1:3] + row[4:] for row in found] == [
+        ["quick", "a", "faster", "code", "maths"],
+        ["unsure", "a", "no difference shown", "nowhere", "nowhere"],
+        ["slow", "a", "slower", "nowhere", "nowhere"],
+    ]
 
 
 def test_every_quantity_that_a_config_names_is_derived(root):

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from parsimony.claims import VERDICTS
 from parsimony.report.ledger import measured
 from parsimony.report.style import look, words
-from parsimony.report.tables import headline
+from parsimony.report.tables import headline, where_it_pays
 from parsimony.stats import QUANTITIES
 
 
@@ -36,6 +36,7 @@ def page(summary: pd.DataFrame, records: pd.DataFrame, rows, papers, provenance,
     return environment.get_template("page.html").render(
         context=context,
         boards=[_board(summary, benchmark, context) for benchmark in sorted(summary["benchmark"].unique())],
+        pays=where_it_pays(summary),
         verdicts=[(verdict, Counter(row["verdict"] for row in rows)[verdict]) for verdict in VERDICTS],
         ledger=rows,
         coverage=papers,

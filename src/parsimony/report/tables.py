@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from parsimony.report.style import words
-from parsimony.stats import ENOUGH, QUANTITIES, tie_group, wide_by_system
+from parsimony.stats import ENOUGH, KEYS, QUANTITIES, tie_group, wide_by_system
 
 BY_CATEGORY = ("mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate")
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
@@ -30,6 +30,8 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
     """
     out.mkdir(parents=True, exist_ok=True)
     made = []
+    if (paying := where_it_pays(summary))[1]:
+        made.append(_write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']}"))
     for benchmark in sorted(summary["benchmark"].unique()):
         mine = summary[summary["benchmark"] == benchmark]
         about = f"{context['titles'].get(benchmark, benchmark)}. {context['conditions']}"
@@ -43,6 +45,28 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
                 title = QUANTITIES[quantity].title
                 made.append(_write(out / f"{benchmark}_{quantity}", head, rows, notes, f"{title} by category. {about}"))
     return made
+
+
+def where_it_pays(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table that says of each method's best point whether it is faster than the reference.
+
+    The pooled verdict is that of the interval, where there is one; categories go by their point estimates, and those
+    within 5 % of the reference are left out.
+    """
+    speed = summary[(summary["quantity"] == "speedup") & summary["value"].notna()]
+    pooled, rows = speed[speed["category"] == "all"], []
+    best = pooled.loc[pooled.groupby(["benchmark", "model", "method"])["value"].idxmax()]
+    for row in best.sort_values(["benchmark", "value"], ascending=[True, False]).itertuples():
+        key = {name: getattr(row, name) for name in KEYS}
+        mine = speed[(speed[list(key)] == list(key.values())).all(axis=1)]
+        parts = mine[mine["category"] != "all"]
+        faster, slower = parts[parts["value"] > 1.05], parts[parts["value"] < 0.95]
+        low, high = (row.value if pd.isna(bound) else bound for bound in (row.low, row.high))
+        verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference shown"
+        where = [", ".join(map(words, part["category"])) or "nowhere" for part in (faster, slower)]
+        value = _value("speedup", {"value": row.value, "low": row.low, "high": row.high})
+        rows.append([words(row.benchmark), words(row.method), words(row.point), value, verdict, *where])
+    return ["benchmark", "method", "best point", "speed-up", "verdict", "faster in", "slower in"], rows
 
 
 def numbers_tex(summary: pd.DataFrame) -> str:
