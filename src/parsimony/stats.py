@@ -51,6 +51,14 @@ QUANTITIES = {
     "speedup": Quantity(
         "Speed-up", "x", "higher", ("tokens",), "seconds", against=("reference_tokens", "reference_seconds")
     ),
+    "speedup_decoding": Quantity(
+        "Speed-up without prefill",
+        "x",
+        "higher",
+        ("tokens",),
+        "decode_seconds",
+        against=("reference_tokens", "reference_decode_seconds"),
+    ),
     "speedup_fastest": Quantity(
         "Speed-up over the fastest dtype", "x", "higher", ("tokens",), "seconds", ("fastest_tokens", "fastest_seconds")
     ),

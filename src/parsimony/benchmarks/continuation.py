@@ -84,6 +84,8 @@ class Continuation:
                 for name, other in others.items():
                     outcome.numbers.append((point, f"{name}_seconds", other.seconds, "s"))
                     outcome.numbers.append((point, f"{name}_tokens", other.total("tokens"), "tokens"))
+                decoding = runs["reference"].decode_seconds
+                outcome.numbers.append((point, "reference_decode_seconds", decoding, "s"))
                 self._diverge(outcome, point, item, bench, run, runs["reference"].answers)
             else:
                 tokens = torch.tensor(bench.stored(item.id, "tokens"), dtype=torch.int64)
@@ -152,6 +154,11 @@ class Conversation:
         """Sum over the turns of a field of `Cost`, or of the generated ``tokens``."""
         return sum(map(len, self.answers)) if name == "tokens" else sum(getattr(cost, name) for cost in self.costs)
 
+    @property
+    def decode_seconds(self) -> float:
+        """Wall-clock time of the generation without the prefill."""
+        return self.seconds - self.total("prefill_seconds")
+
     def count(self, outcome: Outcome, point: str, timed: bool) -> None:
         """Write what the run cost into ``outcome``."""
         gained = [float(n) for cost in self.costs for n in cost.accepted_per_pass]
@@ -165,6 +172,7 @@ class Conversation:
         outcome.numbers.append((point, "cache_bytes", max(cost.cache_bytes for cost in self.costs), "bytes"))
         if timed:
             outcome.numbers.append((point, "seconds", self.seconds, "s"))
+            outcome.numbers.append((point, "decode_seconds", self.decode_seconds, "s"))
             for name in ("prefill_seconds", "draft_seconds", "verify_seconds"):
                 outcome.numbers.append((point, name, self.total(name), "s"))
 

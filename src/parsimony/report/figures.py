@@ -16,7 +16,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PER_CATEGORY = ("mean_accepted_tokens", "speedup")
-ONE = {"speedup": "reference", "mean_accepted_tokens": "one by one", "speedup_peer": "peer"}
+ONE = {
+    "speedup": "reference",
+    "speedup_decoding": "reference",
+    "mean_accepted_tokens": "one by one",
+    "speedup_peer": "peer",
+}
 """Quantities with a line at 1, and what stands there."""
 FEW = 8
 """Up to so many operating points all carry their names; beyond, those on the front."""
