@@ -63,7 +63,7 @@ def test_a_toy_method_is_one_file_and_one_row(project):
         project.write(name, content)
     project.edit("configs/paper/token_recycling.yaml", "[greedy, prompt_lookup, token_recycling]", "[greedy, echo]")
     project.edit("configs/paper/token_recycling.yaml", "[prompt_lookup, token_recycling]", "[echo]")
-    points = "    points: {token_recycling: [tree_80, tree_16, chain_6, auto]}\n"
+    points = "    points: {prompt_lookup: [ngram_2, auto], token_recycling: [tree_80, tree_16, auto]}\n"
     project.edit("configs/paper/token_recycling.yaml", points, "")
     status, output = project.parsimony("plan", "--format", "json")
     assert status == 0 and "spec_mix--smollm2_135m_instruct--echo" in {c["id"] for c in json.loads(output)["cells"]}

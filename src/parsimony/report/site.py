@@ -38,7 +38,7 @@ def page(summary: pd.DataFrame, records: pd.DataFrame, rows, papers, provenance,
         boards=[_board(summary, benchmark, context) for benchmark in sorted(summary["benchmark"].unique())],
         pays=where_it_pays(summary),
         verdicts=[(verdict, Counter(row["verdict"] for row in rows)[verdict]) for verdict in VERDICTS],
-        ledger=rows,
+        ledger=sorted(rows, key=lambda row: VERDICTS.index(row["verdict"])),  # what was measured comes first
         coverage=papers,
         provenance=provenance,
         figures=[
