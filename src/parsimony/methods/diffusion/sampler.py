@@ -1,0 +1,160 @@
+"""The one block sampler of masked diffusion models: a strategy says which positions to commit, the loop does the rest.
+
+    x = prompt + L masks
+    for each block, from left to right:
+        until it holds no mask:  logits of its rows in one pass -> tokens and confidences -> commit some
+
+Everything is seen by everything, masks of later blocks included; what is committed is never revised.  (LLaDA, Nie et
+al., arXiv 2502.09992; this is its "low-confidence remasking" when the strategy commits by confidence.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parsimony.interfaces import Cost, Generation
+from parsimony.methods.diffusion.caches import PASSES
+from parsimony.models.masked import Masked
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a strategy sees of one block behind one pass.
+
+    Attributes
+    ----------
+    logits : Tensor [B, V] float64
+        The mask token's are -inf.
+    tokens : Tensor [B] int64
+        What each position would become: the most probable token, or a drawn one at a temperature.
+    masked : Tensor [B] bool
+    step : int
+        Passes over this block before this one.
+    rng : Generator
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    masked: Tensor
+    step: int
+    rng: np.random.Generator
+
+    @classmethod
+    def of(cls, logits: Tensor, row: Tensor, mask: int, step: int, temperature: float, rng) -> View:
+        """From the raw logits [B, V] of a block whose tokens are ``row`` [B]."""
+        logits = logits.double()
+        logits[:, mask] = -torch.inf
+        noisy = logits
+        if temperature:  # argmax(logits / T + Gumbel), as published: exp(logits) / (-log u)^T
+            u = torch.from_numpy(rng.random(tuple(logits.shape)))
+            noisy = logits - temperature * (-u.log()).log()
+        return cls(logits, noisy.argmax(-1), row == mask, step, rng)
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """Probabilities [B, V] float64."""
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """Probability [B] of each position's token; -inf where nothing is masked."""
+        chosen = self.probs.gather(-1, self.tokens[:, None])[:, 0]
+        return chosen.where(self.masked, torch.tensor(-torch.inf, dtype=chosen.dtype))
+
+    def best(self, scores: Tensor, count: int) -> Tensor:
+        """Mask [B] of the ``count`` masked positions with the highest ``scores`` [B]; the lowest index wins ties."""
+        scores = scores.where(self.masked, torch.tensor(-torch.inf, dtype=scores.dtype))
+        chosen = torch.zeros_like(self.masked)
+        chosen[scores.argsort(descending=True, stable=True)[:count]] = True
+        return chosen & self.masked
+
+
+class Strategy(Protocol):
+    """Which positions to commit; one small file each."""
+
+    def begin(self, size: int) -> None:
+        """A block of ``size`` masks begins."""
+        ...
+
+    def commit(self, view: View) -> Tensor:
+        """Positions [B] bool to commit now, at least one masked."""
+        ...
+
+
+class BlockSampler:
+    """Generates by unmasking, block by block.
+
+    Parameters
+    ----------
+    model : Masked
+    strategy : Strategy
+    block : int or None
+        B, positions a block; None: the whole answer.
+    caching : {"none", "prefix", "dual"}
+    temperature : float
+        Of the Gumbel noise; 0 takes the most probable token.
+    size : callable (View of the rest, tokens done, limit) -> int, optional
+        Chooses the length of each block from the pass that begins it.
+    """
+
+    def __init__(
+        self,
+        model: Masked,
+        strategy: Strategy,
+        block: int | None = None,
+        caching: str = "none",
+        temperature: float = 0.0,
+        size: Callable[[View, int, int], int] | None = None,
+    ):
+        self.model, self.strategy, self.block, self.caching = model, strategy, block, caching
+        self.temperature, self.size = temperature, size
+
+    def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
+        """Answer of at most ``limit`` tokens: all of them are unmasked, and the answer ends with the first end token."""
+        return self.unmask(PASSES[self.caching](self.model), prompt_ids, limit, rng)
+
+    def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
+        """The same with the logits of any ``network`` that has the methods of `caches.Exact`, such as an exact model."""
+        mask, P, done, cost = self.model.mask_id, len(prompt), 0, Cost()
+        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
+        while done < limit:
+            begin, step = P + done, 0
+            size = min(self.block or limit, limit - done)
+            while step == 0 or bool((x[begin : begin + size] == mask).any()):
+                began = perf_counter()
+                logits = network.refresh(x, begin) if step == 0 else network.step(x, begin, begin + size)
+                passed = perf_counter()
+                if step == 0:
+                    if self.size is not None:
+                        rest = View.of(logits, x[begin:], mask, step, self.temperature, rng)
+                        size = self.size(rest, done, limit)
+                    network.enter(begin, begin + size)
+                    self.strategy.begin(size)
+                row = x[begin : begin + size]
+                view = View.of(logits[:size], row, mask, step, self.temperature, rng)
+                chosen = self.strategy.commit(view) & view.masked
+                if step == 0 and network.stale and self.model.shifted:
+                    chosen[0] = True  # later passes over the block have no output that predicts its first token
+                row[chosen] = view.tokens[chosen]
+                cost.passes += 1
+                cost.accepted_per_pass.append(int(chosen.sum()))
+                cost.verify_seconds += passed - began
+                cost.draft_seconds += perf_counter() - passed
+                step += 1
+            done += size
+        cost.rows, cost.cache_bytes = network.rows, network.nbytes()
+        return Generation(until_stop(x[P:], self.model.stop_ids), cost)
+
+
+def until_stop(tokens: Tensor, stop: frozenset[int]) -> Tensor:
+    """``tokens`` up to and with the first that ends an answer."""
+    ends = [n for n, token in enumerate(tokens.tolist()) if token in stop]
+    return tokens[: ends[0] + 1] if ends else tokens
