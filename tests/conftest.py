@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parsimony.models.language import Language
+from parsimony.models.masked import Masked
 from parsimony.models.seq2seq import Seq2Seq
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +89,12 @@ def tiny_folder(tmp_path_factory) -> Path:
 def tiny(tiny_folder) -> Language:
     """A tiny random model in float32."""
     return Language.load(tiny_folder, ["<|im_end|>"], "float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_masked(tiny_folder) -> Masked:
+    """The same weights without the causal mask; token 1 stands where nothing is decided yet."""
+    return Masked.load(tiny_folder, "<|im_start|>", ["<|im_end|>"], "float32")
 
 
 def write_tiny_seq2seq(folder: Path, vocabulary: int = 300, causal: bool = True, seed: int = 0) -> Path:

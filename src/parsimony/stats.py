@@ -136,6 +136,13 @@ QUANTITIES = {
     "linearity_last": Quantity("Linearity at the last step", "cosine", "", ("linearity_last",)),
 }
 QUANTITIES |= {
+    "task_score": Quantity("Score", "", "higher", ("score",)),
+    "strict_score": Quantity("Score, read strictly", "", "higher", ("strict_score",)),
+    "ideal_score": Quantity("Score of the exact model", "", "higher", ("ideal_score",)),
+    "tokens_per_step": Quantity("Tokens a step", "tokens/pass", "higher", ("unmasked",), "forward_passes"),
+    "words_included": Quantity("Sentences with all words", "", "higher", ("words_included",)),
+}
+QUANTITIES |= {
     f"perplexity_draft_{n}": Quantity(
         f"Perplexity of draft {n}", "", "lower", (f"draft_{n}_nll",), f"draft_{n}_tokens", scale=np.exp
     )

@@ -11,8 +11,8 @@ from parsimony.benchmarks.parallel_bench import lists, puzzles, theory, writing
 from parsimony.benchmarks.parallel_bench.ideal import Ideal
 from parsimony.benchmarks.parallel_bench.tasks import CERTAIN, GROUPS, example, examples, grade
 from parsimony.methods.diffusion.sampler import BlockSampler
-from parsimony.methods.diffusion.static import TopK
-from parsimony.methods.diffusion.threshold import AtLeast
+from parsimony.methods.diffusion.static_unmasking import TopK
+from parsimony.methods.diffusion.threshold_unmasking import AtLeast
 
 
 def table(task: str, n: int) -> np.ndarray:
@@ -140,7 +140,9 @@ def test_sudokus_have_one_solution_and_squares_many():
 
 
 def test_sentences_agree_in_number():
-    assert writing.grammatical("two sailors watch one wet boat.") and writing.grammatical("one cook heats two hot pans.")
+    assert writing.grammatical("two sailors watch one wet boat.") and writing.grammatical(
+        "one cook heats two hot pans."
+    )
     for wrong in ("two sailor watch one boat.", "two sailors watches one boat.", "one boat watch one boat.", "two."):
         assert not writing.grammatical(wrong)
     rng = Random(3)

@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from parsimony.benchmarks.parallel_bench import lists
@@ -44,11 +45,12 @@ def train(
     UserError
         When the model is below the floor.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
     tokenizer = word_tokenizer()
-    tokenizer.save(str(out / "tokenizer.json"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[END], unk_token=SPECIAL[2])
+    fast.save_pretrained(out)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden, intermediate_size=8 * hidden // 3 // 16 * 16,
         num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=128,
@@ -56,7 +58,8 @@ def train(
     )  # fmt: skip
     network = LlamaForCausalLM(config)
     fit(network, batches(tokenizer, batch, seed), causal, updates, rate, seed)
-    network.half().save_pretrained(out, safe_serialization=True)
+    weights = {name: tensor.half() for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
     found = accuracies(out, causal)
     print(", ".join(f"{task} {value:.2f}" for task, value in found.items()), flush=True)
@@ -95,7 +98,7 @@ def batches(tokenizer, size: int, seed: int):
     rng, n = Random(seed), 0
     lettered = sorted(lists.SEEDS)
     while True:
-        if symbols := n % 4 == 3:
+        if n % 4 == 3:
             length = rng.choice((3, 4, 5, 6))
             drawn = []
             while len(drawn) < size:
@@ -170,7 +173,7 @@ def accuracies(folder: Path, causal: bool, count: int = 20) -> dict[str, float]:
     """Exact accuracy of each task, one token at a time, on test examples."""
     from parsimony.methods.autoregressive.verify import VerifyLoop
     from parsimony.methods.diffusion.sampler import BlockSampler
-    from parsimony.methods.diffusion.static import TopK
+    from parsimony.methods.diffusion.static_unmasking import TopK
     from parsimony.models.decoder import Decoder
     from parsimony.models.masked import Masked
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-FIRST = (
-    "Ada Ben Cara Dan Ella Finn Gina Hugo Iris Jack Kira Liam Mona Nick Olga Paul Rosa Sam Tina Umar Vera Will Yara Zoe"
-).split()
-LAST = (
-    "Abel Beck Cole Diaz Egan Ford Gray Hill Ivers Jones Khan Lopez Moss Nash Owens Park Quinn Reed Stone Tran Usher "
-    "Voss Wood York"
-).split()
+FIRST = [
+    "Ada", "Ben", "Cara", "Dan", "Ella", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kira", "Liam",
+    "Mona", "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Yara", "Zoe",
+]  # fmt: skip
+LAST = [
+    "Abel", "Beck", "Cole", "Diaz", "Egan", "Ford", "Gray", "Hill", "Ivers", "Jones", "Khan", "Lopez",
+    "Moss", "Nash", "Owens", "Park", "Quinn", "Reed", "Stone", "Tran", "Usher", "Voss", "Wood", "York",
+]  # fmt: skip
 SEEDS = {
     "copy": 31940, "insert_index": 49875, "insert_random": 25751, "remove_index": 46066, "remove_random": 47444,
     "replace_index": 32235, "replace_random": 49003, "reverse": 31383, "shuffle": 30142, "sort": 48898,

@@ -91,9 +91,7 @@ def grids() -> list[str]:
     found = []
     for grid in itertools.product(lines, repeat=SIDE):
         columns = all(len(set(column)) == SIDE for column in zip(*grid, strict=True))
-        boxes = (
-            {grid[r][c], grid[r][c + 1], grid[r + 1][c], grid[r + 1][c + 1]} for r in (0, 2) for c in (0, 2)
-        )
+        boxes = ({grid[r][c], grid[r][c + 1], grid[r + 1][c], grid[r + 1][c + 1]} for r in (0, 2) for c in (0, 2))
         if columns and all(len(box) == SIDE for box in boxes):
             found.append("".join("".join(line) for line in grid))
     return found

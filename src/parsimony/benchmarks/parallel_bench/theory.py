@@ -75,7 +75,7 @@ def one_step_accuracy(task: str, n: int) -> float:
 
 
 def greedy_accuracy(task: str, n: int, k: int) -> float:
-    """Accuracy of the ideal model when each step unmasks the k most confident slots greedily, ties at random (k | n)."""
+    """Accuracy of the ideal model when a step unmasks the k most confident slots greedily, ties at random (k | n)."""
     if task == "replace_random":
         return 1.0 if k == 1 else 0.5 if k == 2 else 0.0
     if task == "shuffle":

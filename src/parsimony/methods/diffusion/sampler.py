@@ -118,11 +118,11 @@ class BlockSampler:
         self.temperature, self.size = temperature, size
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
-        """Answer of at most ``limit`` tokens: all of them are unmasked, and the answer ends with the first end token."""
+        """Answer of at most ``limit`` tokens; all of them are unmasked, and the answer ends with the first end."""
         return self.unmask(PASSES[self.caching](self.model), prompt_ids, limit, rng)
 
     def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
-        """The same with the logits of any ``network`` that has the methods of `caches.Exact`, such as an exact model."""
+        """The same with any ``network`` that has the methods of `caches.Exact`, such as an exact model."""
         mask, P, done, cost = self.model.mask_id, len(prompt), 0, Cost()
         x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
         while done < limit:

@@ -1,0 +1,185 @@
+"""Masked diffusion models: published checkpoint formats, passes with stale caches, and what the sampler keeps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from parsimony.methods.diffusion.caches import PASSES
+from parsimony.methods.diffusion.factor_unmasking import WithinFactor
+from parsimony.methods.diffusion.sampler import BlockSampler, View
+from parsimony.methods.diffusion.static_unmasking import SCORES, TopK
+from parsimony.methods.diffusion.threshold_unmasking import AtLeast
+from parsimony.models.masked import Masked
+
+RNG = np.random.default_rng(0)
+D, H, G, M, V, LAYERS = 32, 4, 2, 48, 40, 2
+LLADA = {
+    "model_type": "llada", "n_layers": LAYERS, "d_model": D, "mlp_hidden_size": M, "n_heads": H, "n_kv_heads": H,
+    "vocab_size": V - 4, "embedding_size": V, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "weight_tying": False,
+}  # fmt: skip
+DREAM = {
+    "model_type": "Dream", "num_hidden_layers": LAYERS, "hidden_size": D, "intermediate_size": M,
+    "num_attention_heads": H, "num_key_value_heads": G, "vocab_size": V, "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def checkpoint(kind: str, tmp_path) -> tuple[dict, dict]:
+    """A random checkpoint in the published format: its configuration and weights by their published names."""
+    config, kv = (LLADA, H) if kind == "llada" else (DREAM, G)
+    g, width = torch.Generator().manual_seed(0), D // H
+
+    def random(*shape):
+        return torch.randn(*shape, generator=g) / 4
+
+    w = {}
+    if kind == "llada":
+        w["model.transformer.wte.weight"] = random(V, D)
+        w["model.transformer.ln_f.weight"] = 1 + random(D)
+        w["model.transformer.ff_out.weight"] = random(V, D)
+        for i in range(LAYERS):
+            p = f"model.transformer.blocks.{i}."
+            shapes = {"q_proj": (D, D), "k_proj": (D, D), "v_proj": (D, D), "attn_out": (D, D)}
+            shapes |= {"ff_proj": (M, D), "up_proj": (M, D), "ff_out": (D, M)}
+            w |= {f"{p}{name}.weight": random(*shape) for name, shape in shapes.items()}
+            w |= {f"{p}{name}.weight": 1 + random(D) for name in ("attn_norm", "ff_norm")}
+    else:
+        w["model.embed_tokens.weight"], w["model.norm.weight"] = random(V, D), 1 + random(D)
+        w["lm_head.weight"] = random(V, D)
+        for i in range(LAYERS):
+            p = f"model.layers.{i}."
+            for name, rows in (("q", H), ("k", kv), ("v", kv)):
+                w[f"{p}self_attn.{name}_proj.weight"] = random(rows * width, D)
+                w[f"{p}self_attn.{name}_proj.bias"] = random(rows * width)
+            w[f"{p}self_attn.o_proj.weight"] = random(D, D)
+            shapes = {"gate_proj": (M, D), "up_proj": (M, D), "down_proj": (D, M)}
+            w |= {f"{p}mlp.{name}.weight": random(*shape) for name, shape in shapes.items()}
+            w |= {f"{p}{n}.weight": 1 + random(D) for n in ("input_layernorm", "post_attention_layernorm")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(w, tmp_path / "model.safetensors")
+    return config, w
+
+
+def reference(kind: str, config: dict, w: dict, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V], position by position and head by head, from the published names."""
+    llada = kind == "llada"
+    top = "model.transformer." if llada else "model."
+    names = dict(zip(["q", "k", "v", "o", "gate", "up", "down", "n1", "n2"], (
+        "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out attn_norm ff_norm" if llada else
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj "
+        "input_layernorm post_attention_layernorm").split(), strict=True))  # fmt: skip
+    width, eps = D // H, config["rms_norm_eps"]
+    kv = H if llada else G
+
+    def norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w[name]
+
+    def rotated(x, at):
+        half = width // 2
+        angle = at * config["rope_theta"] ** (-torch.arange(half) * 2.0 / width)
+        a, b = x[:half], x[half:]
+        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()))
+
+    x = w[top + ("wte.weight" if llada else "embed_tokens.weight")][ids]
+    T = len(ids)
+    for i in range(LAYERS):
+        p = f"{top}blocks.{i}." if llada else f"{top}layers.{i}."
+
+        def linear(name, x, p=p):
+            y = x @ w[f"{p}{names[name]}.weight"].T
+            bias = w.get(f"{p}{names[name]}.bias")
+            return y if bias is None else y + bias
+
+        h = norm(x, f"{p}{names['n1']}.weight")
+        q, k, v = linear("q", h), linear("k", h), linear("v", h)
+        heads = []
+        for head in range(H):
+            mine, shared = slice(head * width, (head + 1) * width), head // (H // kv)
+            theirs = slice(shared * width, (shared + 1) * width)
+            Q = torch.stack([rotated(q[t, mine], t) for t in range(T)])
+            K = torch.stack([rotated(k[t, theirs], t) for t in range(T)])
+            heads.append((Q @ K.T / width**0.5).softmax(-1) @ v[:, theirs])  # no causal mask
+        x = x + linear("o", torch.cat(heads, -1))
+        h = norm(x, f"{p}{names['n2']}.weight")
+        x = x + linear("down", F.silu(linear("gate", h)) * linear("up", h))
+    x = norm(x, top + ("ln_f.weight" if llada else "norm.weight"))
+    return x @ w["model.transformer.ff_out.weight" if llada else "lm_head.weight"].T
+
+
+@pytest.mark.parametrize("kind", ["llada", "dream"])
+def test_published_formats_give_the_logits_of_a_reference_forward(kind, tmp_path):
+    config, w = checkpoint(kind, tmp_path)
+    model = Masked.load(tmp_path, "m", ["e"], "float32", shifted=kind == "dream")
+    ids = torch.arange(3, 15)
+    expected = reference(kind, config, w, ids)
+    found = model.decoder.forward(ids[None], model.decoder.cache(16))[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    shifted = PASSES["none"](model).refresh(ids, 4)
+    at = torch.arange(4, 12) - int(kind == "dream")  # Dream: the output at i - 1 predicts token i
+    torch.testing.assert_close(shifted, expected[at], atol=1e-4, rtol=0)
+
+
+def prompt(n: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(n).integers(2, 300, n))
+
+
+@pytest.mark.parametrize("caching", ["prefix", "dual"])
+def test_stale_passes_are_exact_as_long_as_nothing_changed(tiny_masked, caching):
+    x = torch.cat((prompt(9), torch.full((12,), tiny_masked.mask_id)))
+    exact, stale = PASSES["none"](tiny_masked), PASSES[caching](tiny_masked)
+    whole = stale.refresh(x, 9)
+    torch.testing.assert_close(whole, exact.refresh(x, 9))
+    stale.enter(13, 17)
+    for _ in range(2):
+        torch.testing.assert_close(stale.step(x, 13, 17), whole[4:8], atol=1e-5, rtol=1e-5)
+    changed = x.clone()
+    changed[14] = 77  # inside the block: seen by the block, not by what is cached
+    found = stale.step(changed, 13, 17)
+    assert not torch.allclose(found, whole[4:8], atol=1e-4)
+    assert (stale.full, stale.partial) == (1, 3) and stale.rows == 21 + 3 * (4 if caching == "dual" else 8)
+    assert stale.nbytes() > exact.nbytes() == 0
+
+
+@pytest.mark.parametrize("caching", PASSES)
+@pytest.mark.parametrize("block", [None, 8, 5])
+def test_everything_is_unmasked_block_by_block(tiny_masked, block, caching):
+    class Watched(TopK):
+        def commit(self, view):
+            chosen = super().commit(view)
+            sizes.append(len(view.tokens))
+            assert not (chosen & ~view.masked).any()
+            return chosen
+
+    sizes: list[int] = []
+    sampler = BlockSampler(tiny_masked, Watched("low_confidence", 2), block, caching)
+    done = sampler.generate(prompt(7), 16, RNG)
+    assert sum(done.cost.accepted_per_pass) == 16 and done.cost.passes == len(sizes)
+    assert max(sizes) == (block or 16) and tiny_masked.mask_id not in done.tokens.tolist()
+    assert all(token not in tiny_masked.stop_ids for token in done.tokens.tolist()[:-1])
+
+
+def view(p: list[float], masked: list[bool]) -> View:
+    """Positions with these confidences, of two tokens."""
+    p = torch.tensor(p, dtype=torch.float64)
+    logits = torch.stack((p, 1 - p), 1).log()
+    return View(logits, torch.zeros(len(p), dtype=torch.int64), torch.tensor(masked), 0, np.random.default_rng(0))
+
+
+def test_strategies_follow_their_rules():
+    here = view([0.92, 0.95, 0.7, 0.99, 0.6], [True, True, True, False, True])
+    assert AtLeast(0.9).commit(here).tolist() == [True, True, False, False, False]
+    assert AtLeast(0.99).commit(here).tolist() == [False, True, False, False, False]
+    # 1 - f / (i + 1) for f = 1: 0.5, 0.667, 0.75: 0.95 and 0.92 are in, 0.7 is not.
+    assert WithinFactor(1.0).commit(here).tolist() == [True, True, False, False, False]
+    assert WithinFactor(1.3).commit(here).tolist() == [True, True, True, False, False]
+    assert WithinFactor(0.0).commit(here).tolist() == [False, True, False, False, False]
+    tied = view([0.8, 0.8, 0.8], [True] * 3)
+    for order in set(SCORES) - {"random"}:
+        strategy = TopK(order, 2)
+        strategy.begin(3)
+        assert strategy.schedule == [2, 1]
+        assert strategy.commit(tied).tolist() == [True, True, False], order
