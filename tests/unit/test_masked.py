@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from parsimony.interfaces import Inputs
+from parsimony.methods.diffusion.adablock import AdaBlock
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.methods.diffusion.factor_unmasking import WithinFactor
+from parsimony.methods.diffusion.freedave import FreeDave
+from parsimony.methods.diffusion.localleap import Leap
 from parsimony.methods.diffusion.sampler import BlockSampler, View
-from parsimony.methods.diffusion.static_unmasking import SCORES, TopK
+from parsimony.methods.diffusion.static_unmasking import SCORES, Static, TopK
 from parsimony.methods.diffusion.threshold_unmasking import AtLeast
 from parsimony.models.masked import Masked
 
@@ -183,3 +187,56 @@ def test_strategies_follow_their_rules():
         strategy.begin(3)
         assert strategy.schedule == [2, 1]
         assert strategy.commit(tied).tolist() == [True, True, False], order
+
+
+@pytest.mark.parametrize("caching", PASSES)
+@pytest.mark.parametrize("block", [None, 6])
+@pytest.mark.parametrize("drafts", [1, 2, 4, 8])
+def test_freedave_is_the_static_decoder_with_the_same_cache_in_no_more_passes(tiny_masked, drafts, block, caching):
+    static = Static(block=block, caching=caching).build(tiny_masked, Inputs())
+    fast = FreeDave(drafts, block, caching).build(tiny_masked, Inputs())
+    for n in (1, 5, 12):
+        expected, found = static.generate(prompt(n), 16, RNG), fast.generate(prompt(n), 16, RNG)
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        assert expected.cost.passes / drafts <= found.cost.passes <= expected.cost.passes + (drafts == 1)
+        assert sum(found.cost.accepted_per_pass) == 16 == sum(expected.cost.accepted_per_pass)
+        assert found.cost.passes == len(found.cost.accepted_per_pass)
+
+
+def test_local_leap_relaxes_near_anchors_only():
+    here = view([0.8, 0.6, 0.95, 0.8, 0.7, 0.8, 0.8], [True] * 7)
+    assert Leap(0.9, 0.75, 2).commit(here).tolist() == [True, False, True, True, False, False, False]
+    strict = AtLeast(0.9).commit(here)
+    for rule in (Leap(0.9, 0.75, 0), Leap(0.9, 0.9, 4)):
+        assert torch.equal(rule.commit(here), strict)
+    wider = [Leap(0.9, 0.75, w).commit(here) for w in range(6)]
+    assert all((small <= large).all() for small, large in zip(wider, wider[1:], strict=False))
+    assert Leap(0.99, 0.5, 4).commit(here).tolist() == [False, False, True, False, False, False, False]  # no anchor
+    decided = view([0.95, 0.8], [False, True])
+    assert Leap(0.9, 0.5, 4).commit(decided).tolist() == [False, True]  # the best one; what is decided is no anchor
+
+
+@pytest.mark.parametrize("window", ["code", "paper"])
+def test_blocks_end_with_the_most_confident_delimiter_of_the_window(window):
+    rule, rng = AdaBlock(block=4, tau_d=0.3, window=window), np.random.default_rng(0)
+    p = torch.full((16, 3), 1e-9, dtype=torch.float64)
+    p[:, 0] = 1.0
+    for place, confidence in ((1, 0.4), (3, 0.6), (9, 0.9)):  # token 1 is the delimiter
+        p[place, 1] = confidence / (1 - confidence)
+    rest = View.of(p.log(), torch.full((16,), 2), 2, 0, 0.0, rng)
+    tokens = rest.tokens.tolist()
+    assert [n for n, token in enumerate(tokens) if token == 1] == [3, 9]
+    # The window of the code is a quarter of 16 or 48 tokens, the paper's a quarter of what is done.
+    assert rule.size({1}, rest, 0, 16) == 4 and rule.size({1}, rest, 32, 48) == (10 if window == "code" else 4)
+    assert AdaBlock(block=5, tau_d=0.95, window=window).size({1}, rest, 32, 48) == 5
+    assert rule.size(set(), rest, 32, 48) == 4 and rule.size(set(), rest, 46, 48) == 2
+
+
+def test_adaptive_blocks_cover_the_answer_and_never_firing_ones_are_fixed(tiny_masked):
+    fixed = BlockSampler(tiny_masked, AtLeast(0.9), 4)
+    never = AdaBlock(block=4, tau_d=2.0, delimiters=["a"]).build(tiny_masked, Inputs())
+    always = AdaBlock(block=4, tau_d=0.0, delimiters=[chr(n) for n in range(33, 127)]).build(tiny_masked, Inputs())
+    for n in (3, 8):
+        one, other = fixed.generate(prompt(n), 18, RNG), never.generate(prompt(n), 18, RNG)
+        assert one.tokens.tolist() == other.tokens.tolist() and one.cost.passes == other.cost.passes
+        assert sum(always.generate(prompt(n), 18, RNG).cost.accepted_per_pass) == 18

@@ -7,6 +7,8 @@ whole sequence again (`Exact`), from the block and all behind it over the keys a
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,15 @@ class Exact:
         """Logits [stop - begin, V] of the block's rows."""
         return self.refresh(x, begin)[: stop - begin]
 
+    def steps(self, states: Tensor, begin: int, stop: int) -> Tensor:
+        """Logits [d, stop - begin, V] of the block's rows of several ``states`` ([d, T] int64) in one pass."""
+        d, T = states.shape
+        self.full, self.rows = self.full + 1, self.rows + d * T
+        logits = self.decoder.forward(states, self.decoder.cache(T, d))
+        if self.model.shifted:
+            logits = torch.cat((logits[:, :1], logits[:, :-1]), 1)
+        return logits[:, begin:stop]
+
     def nbytes(self) -> int:
         """Bytes of keys and values that a pass reads from earlier ones."""
         return 0
@@ -73,6 +84,19 @@ class Prefix(Exact):
     def step(self, x: Tensor, begin: int, stop: int) -> Tensor:
         return self._partial(x, begin, len(x), begin)[: stop - begin]
 
+    def steps(self, states: Tensor, begin: int, stop: int) -> Tensor:
+        return self._branches(states, begin, states.shape[1])[:, : stop - begin]
+
+    def _branches(self, states: Tensor, first: int, last: int) -> Tensor:
+        """Logits of rows ``first`` to ``last`` of each state, each over a copy of the cached entries."""
+        d = len(states)
+        copies = copy.copy(self.cache)
+        copies.lengths = list(self.cache.lengths)
+        copies.select(torch.zeros(d, dtype=torch.int64))
+        self.partial, self.rows = self.partial + 1, self.rows + d * (last - first)
+        positions = torch.arange(first, last).expand(d, -1)
+        return self.decoder.forward(states[:, first:last], copies, positions=positions)
+
     def nbytes(self) -> int:
         return self.cache.nbytes()
 
@@ -86,6 +110,9 @@ class Dual(Prefix):
 
     def step(self, x: Tensor, begin: int, stop: int) -> Tensor:
         return self._partial(x, begin, stop, len(x) - (stop - begin))
+
+    def steps(self, states: Tensor, begin: int, stop: int) -> Tensor:
+        return self._branches(states, begin, stop)
 
 
 PASSES = {"none": Exact, "prefix": Prefix, "dual": Dual}
