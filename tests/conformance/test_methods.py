@@ -118,8 +118,12 @@ def test_honours_the_limit_and_returns_costs(built, models):
         cost = generation.cost
         assert cost.passes == len(cost.accepted_per_pass)
         assert 0 <= cost.accepted <= cost.drafted
-        unmasks = config.architecture == "masked"  # commits every position, those behind the end too; caches at will
-        assert sum(cost.accepted_per_pass) == (limit if unmasks else max(len(generation.tokens) - before, 0))
+        unmasks = config.architecture == "masked"  # commits positions behind the end too, and caches at will
+        gained = sum(cost.accepted_per_pass)
+        if unmasks:
+            assert len(generation.tokens) <= gained <= limit
+        else:
+            assert gained == max(len(generation.tokens) - before, 0)
         if limit:
             assert cost.cache_bytes > 0 or unmasks
             assert min(cost.prefill_seconds, cost.draft_seconds, cost.verify_seconds) >= 0

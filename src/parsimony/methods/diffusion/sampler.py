@@ -10,6 +10,7 @@ al., arXiv 2502.09992; this is its "low-confidence remasking" when the strategy 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +35,8 @@ class View:
     logits : Tensor [B, V] float64
         The mask token's are -inf.
     tokens : Tensor [B] int64
-        What each position would become: the most probable token, or a drawn one at a temperature.
+        What each masked position would become (the most probable token, or a drawn one at a temperature), and what
+        stands at the others.
     masked : Tensor [B] bool
     step : int
         Passes over this block before this one.
@@ -56,7 +58,8 @@ class View:
         if temperature:  # argmax(logits / T + Gumbel), as published: exp(logits) / (-log u)^T
             u = torch.from_numpy(rng.random(tuple(logits.shape)))
             noisy = logits - temperature * (-u.log()).log()
-        return cls(logits, noisy.argmax(-1), row == mask, step, rng)
+        masked = row == mask
+        return cls(logits, noisy.argmax(-1).where(masked, row), masked, step, rng)
 
     @cached_property
     def probs(self) -> Tensor:
@@ -103,6 +106,9 @@ class BlockSampler:
         Of the Gumbel noise; 0 takes the most probable token.
     size : callable (View of the rest, tokens done, limit) -> int, optional
         Chooses the length of each block from the pass that begins it.
+    stop : {"never", "accepted", "any"}
+        When the sequence is cut short: behind the first end token that was committed, or else also behind the most
+        confident end token among the predictions (Learn2PD's end-of-text prediction).
     """
 
     def __init__(
@@ -113,9 +119,10 @@ class BlockSampler:
         caching: str = "none",
         temperature: float = 0.0,
         size: Callable[[View, int, int], int] | None = None,
+        stop: str = "never",
     ):
         self.model, self.strategy, self.block, self.caching = model, strategy, block, caching
-        self.temperature, self.size = temperature, size
+        self.temperature, self.size, self.stop = temperature, size, stop
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """Answer of at most ``limit`` tokens; all of them are unmasked, and the answer ends with the first end."""
@@ -126,32 +133,48 @@ class BlockSampler:
         mask, P, done, cost = self.model.mask_id, len(prompt), 0, Cost()
         x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
         while done < limit:
-            begin, step = P + done, 0
+            begin, step, fresh = P + done, 0, True
             size = min(self.block or limit, limit - done)
             while step == 0 or bool((x[begin : begin + size] == mask).any()):
                 began = perf_counter()
-                logits = network.refresh(x, begin) if step == 0 else network.step(x, begin, begin + size)
+                logits = network.refresh(x, begin) if fresh else network.step(x, begin, begin + size)
                 passed = perf_counter()
                 if step == 0:
                     if self.size is not None:
                         rest = View.of(logits, x[begin:], mask, step, self.temperature, rng)
                         size = self.size(rest, done, limit)
-                    network.enter(begin, begin + size)
                     self.strategy.begin(size)
+                if fresh:
+                    network.enter(begin, begin + size)
                 row = x[begin : begin + size]
                 view = View.of(logits[:size], row, mask, step, self.temperature, rng)
                 chosen = self.strategy.commit(view) & view.masked
-                if step == 0 and network.stale and self.model.shifted:
-                    chosen[0] = True  # later passes over the block have no output that predicts its first token
+                if fresh and network.stale and self.model.shifted:
+                    chosen[0] = view.masked[0]  # later passes have no output that predicts the block's first token
                 row[chosen] = view.tokens[chosen]
+                cut = self._cut(view, chosen, done)
+                fresh = cut < limit
+                if fresh:  # what is cached saw a longer sequence
+                    x, limit, size = x[: P + cut], cut, min(size, cut - done)
                 cost.passes += 1
-                cost.accepted_per_pass.append(int(chosen.sum()))
+                cost.accepted_per_pass.append(int(chosen[:size].sum()))
                 cost.verify_seconds += passed - began
                 cost.draft_seconds += perf_counter() - passed
                 step += 1
             done += size
         cost.rows, cost.cache_bytes = network.rows, network.nbytes()
         return Generation(until_stop(x[P:], self.model.stop_ids), cost)
+
+    def _cut(self, view: View, chosen: Tensor, done: int) -> int:
+        """Tokens of the answer that are worth going on with; many, if all are."""
+        if self.stop == "never":
+            return sys.maxsize
+        ends = torch.isin(view.tokens, torch.tensor(sorted(self.model.stop_ids)))
+        if bool((ends & chosen).any()):
+            return done + int((ends & chosen).nonzero()[0, 0]) + 1
+        if self.stop == "any" and bool((ends & view.masked).any()):
+            return done + int(view.confidence.where(ends, torch.tensor(-torch.inf).double()).argmax()) + 1
+        return sys.maxsize
 
 
 def until_stop(tokens: Tensor, stop: frozenset[int]) -> Tensor:
