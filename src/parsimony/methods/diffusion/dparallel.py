@@ -46,5 +46,5 @@ class LowEntropy:
 
     def commit(self, view: View) -> Tensor:
         p = view.probs
-        H = -(p * p.clamp(min=1e-300).log()).sum(-1)  # [B] nats
-        return (-H >= -self.tau) | view.best(-H, 1)
+        entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)  # [B] nats
+        return (entropy <= self.tau) | view.best(-entropy, 1)

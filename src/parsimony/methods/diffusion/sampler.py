@@ -41,6 +41,8 @@ class View:
     step : int
         Passes over this block before this one.
     rng : Generator
+    noisy : Tensor [B, V], optional
+        The logits with the noise of the temperature; ``tokens`` are their maxima.
     """
 
     logits: Tensor
@@ -48,6 +50,7 @@ class View:
     masked: Tensor
     step: int
     rng: np.random.Generator
+    noisy: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, row: Tensor, mask: int, step: int, temperature: float, rng) -> View:
@@ -59,7 +62,7 @@ class View:
             u = torch.from_numpy(rng.random(tuple(logits.shape)))
             noisy = logits - temperature * (-u.log()).log()
         masked = row == mask
-        return cls(logits, noisy.argmax(-1).where(masked, row), masked, step, rng)
+        return cls(logits, noisy.argmax(-1).where(masked, row), masked, step, rng, noisy)
 
     @cached_property
     def probs(self) -> Tensor:

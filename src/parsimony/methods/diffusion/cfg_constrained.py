@@ -1,0 +1,203 @@
+"""Constrained decoding of diffusion models with context-free grammars (Mündler et al., 2025, arXiv 2508.10111).
+
+After each tentative token the decided words and the gaps between them are a regular language; the token stays if that
+language holds a sentence of the grammar.  Words of a language that are keywords are not identifiers (lark's rule for
+the grammars here; the official code lets every use of an identifier be a keyword).
+"""
+
+from __future__ import annotations
+
+import string
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parsimony.errors import UserError
+from parsimony.interfaces import Cost, Generation, Inputs
+from parsimony.methods.diffusion.caches import PASSES
+from parsimony.methods.diffusion.grammar import Intersection, read
+from parsimony.methods.diffusion.partial import Partial, automaton, written
+from parsimony.methods.diffusion.sampler import View, until_stop
+from parsimony.methods.diffusion.static_unmasking import TopK
+from parsimony.methods.diffusion.terminals import Lexer
+from parsimony.models.masked import Masked
+
+FOLDER = Path(__file__).parent / "grammars"
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+
+
+class Language:
+    """A grammar with what its test needs, made once.
+
+    Parameters
+    ----------
+    name : str
+        Of a file in ``grammars`` (lark's notation).
+    """
+
+    def __init__(self, name: str):
+        path = FOLDER / f"{name}.lark"
+        if not path.exists():
+            known = ", ".join(sorted(each.stem for each in FOLDER.glob("*.lark")))
+            raise UserError(f"cfg_constrained: there is no grammar {name!r} in {FOLDER}; valid: {known}")
+        self.text = path.read_text()
+
+    @cached_property
+    def lexer(self) -> Lexer:
+        _, patterns, ignored = read(self.text)
+        return Lexer(patterns, ignored, CHARACTERS)
+
+    @cached_property
+    def intersection(self) -> Intersection:
+        return Intersection(read(self.text)[0].normal())
+
+    def sentence(self, partial: Partial) -> list[str] | None:
+        """Terminals of a sentence that the partial text can become, or None."""
+        return self.intersection.sentence(automaton(partial, self.lexer))
+
+    def completed(self, partial: Partial) -> str | None:
+        """A text that the partial one can become, or None."""
+        terminals = self.sentence(partial)
+        return None if terminals is None else written(partial, terminals, self.lexer, CHARACTERS)
+
+
+class CfgConstrained:
+    """Static decoding in which no token is committed that makes the grammar's sentence impossible.
+
+    The grammar is the one that the prompt's first token names.
+
+    Parameters
+    ----------
+    per_step : int
+        Tokens a pass; they are checked one by one against what is decided already.
+    temperature : float
+    block : int or None
+    max_resamples : int
+        Rejections in one generation; then what is decided so far is returned.
+    constrain : bool
+        False: no token is checked (the baseline with the same random numbers).
+    complete : bool
+        Whether an unfinished text is completed to a shortest sentence in the end.
+    """
+
+    def __init__(
+        self,
+        per_step: int = 1,
+        temperature: float = 0.2,
+        block: int | None = 32,
+        max_resamples: int = 100,
+        constrain: bool = True,
+        complete: bool = False,
+    ):
+        self.settings = per_step, temperature, block, max_resamples, constrain, complete
+
+    def build(self, model: Masked, inputs: Inputs) -> ConstrainedSampler:
+        """The sampler."""
+        return ConstrainedSampler(model, *self.settings)
+
+
+class ConstrainedSampler:
+    """Generates under a grammar."""
+
+    def __init__(self, model: Masked, per_step, temperature, block, max_resamples, constrain, complete):
+        self.model, self.rule, self.temperature, self.block = (
+            model,
+            TopK("low_confidence", per_step),
+            temperature,
+            block,
+        )
+        self.max_resamples, self.constrain, self.complete = max_resamples, constrain, complete
+        self.languages: dict[str, Language] = {}
+        self.resamples = 0
+        self.check_seconds = 0.0
+
+    def language(self, prompt: Tensor) -> Language:
+        """The grammar that a prompt asks for."""
+        name = self.model.decode(prompt).partition("|")[0]
+        if name not in self.languages:
+            self.languages[name] = Language(name)
+        return self.languages[name]
+
+    def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
+        """Answer of at most ``limit`` tokens; longer only if ``complete`` has to finish it."""
+        mask, P, cost = self.model.mask_id, len(prompt_ids), Cost()
+        self.resamples, self.check_seconds = 0, 0.0
+        network, language = PASSES["none"](self.model), self.language(prompt_ids)
+        x = torch.cat((prompt_ids, torch.full((limit,), mask, dtype=torch.int64)))
+        over = limit == 0
+        for begin in range(P, P + limit, self.block or max(limit, 1)):
+            stop, step = min(begin + (self.block or limit), P + limit), 0
+            self.rule.begin(stop - begin)
+            while not over and bool((x[begin:stop] == mask).any()):
+                began = perf_counter()
+                logits = network.refresh(x, begin)[: stop - begin]
+                passed = perf_counter()
+                view = View.of(logits, x[begin:stop], mask, step, self.temperature, rng)
+                count = self.rule.schedule[step] if step < len(self.rule.schedule) else 1
+                gained, over = self._commit(x, P, begin, view, count, language)
+                cost.passes += 1
+                cost.accepted_per_pass.append(gained)
+                cost.verify_seconds += passed - began
+                cost.draft_seconds += perf_counter() - passed
+                step += 1
+        cost.rows = network.rows
+        tokens = until_stop(x[P:], self.model.stop_ids)
+        if self.complete:
+            tokens = self._completed(tokens, language)
+        return Generation(tokens[tokens != mask], cost)
+
+    def _commit(self, x: Tensor, P: int, begin: int, view: View, count: int, language: Language) -> tuple[int, bool]:
+        """Commit up to ``count`` tokens of the block into ``x``; returns how many, and whether all is over.
+
+        Confidence is that of the clean logits, the token that of the noised ones without the rejected tokens.
+        """
+        noisy = view.noisy.clone()
+        gained, masked = 0, view.masked.clone()
+        while gained < count and bool(masked.any()):
+            tokens = noisy.argmax(-1)
+            c = view.probs.gather(-1, tokens[:, None])[:, 0].where(masked, torch.tensor(-1.0).double())
+            i = int(c.argmax())
+            token = int(tokens[i])
+            if noisy[i, token] == -torch.inf:
+                return gained, True
+            x[begin + i] = token
+            if self.constrain and not self._possible(x[P:], language):
+                x[begin + i] = self.model.mask_id
+                noisy[i, token] = -torch.inf
+                self.resamples += 1
+                if self.resamples >= self.max_resamples:
+                    return gained, True
+                continue
+            masked[i] = False
+            gained += 1
+            if token in self.model.stop_ids:
+                rest = x[begin + i :]
+                rest[:] = token
+                masked[i:] = False
+                whole = until_stop(x[P:], self.model.stop_ids)
+                if not bool((whole == self.model.mask_id).any()):
+                    return gained, True
+        return gained, False
+
+    def _possible(self, answer: Tensor, language: Language) -> bool:
+        began = perf_counter()
+        possible = language.sentence(self._partial(answer)) is not None
+        self.check_seconds += perf_counter() - began
+        return possible
+
+    def _partial(self, answer: Tensor) -> Partial:
+        pieces: list[str | None] = []
+        for token in answer.tolist():
+            if token in self.model.stop_ids:
+                return Partial.of(pieces, ended=True)
+            pieces.append(None if token == self.model.mask_id else self.model.decode(torch.tensor([token])))
+        return Partial.of(pieces, ended=False)
+
+    def _completed(self, tokens: Tensor, language: Language) -> Tensor:
+        """The tokens of a shortest sentence that what is decided can become; itself if it is one already."""
+        text = language.completed(self._partial(tokens))
+        return tokens if text is None else self.model.encode(text)
