@@ -118,20 +118,19 @@ class Grammar:
     def _binary(self, rules: Rules) -> Rules:
         """Long bodies become chains; equal suffixes share theirs."""
         suffixes: dict[tuple[str, ...], str] = {}
+
+        def short(body: tuple[str, ...]) -> tuple[str, ...]:
+            if len(body) <= 2:
+                return body
+            rest = body[1:]
+            if rest not in suffixes:
+                suffixes[rest] = self._fresh(rules, "rest")
+                rules[suffixes[rest]] = []  # the name is taken
+                rules[suffixes[rest]] = [short(rest)]
+            return body[0], suffixes[rest]
+
         for head in list(rules):
-            bodies = []
-            for body in rules[head]:
-                while len(body) > 2:
-                    rest = body[1:]
-                    if rest not in suffixes:
-                        suffixes[rest] = self._fresh(rules, "rest")
-                        rules[suffixes[rest]] = [rest]
-                    body = (body[0], suffixes[rest])
-                bodies.append(body)
-            rules[head] = bodies
-        for rest, name in list(suffixes.items()):
-            if len(rest) > 2:
-                rules[name] = [(rest[0], suffixes[rest[1:]])]
+            rules[head] = [short(body) for body in rules[head]]
         return rules
 
 

@@ -7,11 +7,12 @@ behind word i; a gap is a loop with every terminal.  Mündler, Dekoninck and Vec
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
 from parsimony.methods.diffusion.grammar import Automaton
-from parsimony.methods.diffusion.terminals import Lexer
+from parsimony.methods.diffusion.terminals import WORD, Lexer
 
 
 @dataclass(frozen=True)
@@ -122,55 +123,50 @@ def _from(edges, state: int):
 
 
 def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: str) -> str | None:
-    """A shortest text with these terminals, blanks between them where they are needed, that fills the partial one.
+    """A text with these terminals that fills the partial one, with as few added characters as can be.
 
-    A search over (terminals begun, state in the terminal, characters of the words used, whether a gap is open).
+    A shortest path over (terminals done, state in the next one or -1 between two, characters of the words used,
+    whether the last character is one of `WORD`: then the next terminal must not go on with one).
     """
-    fixed = "".join(partial.words)
-    bounds, total = {0} if partial.gap_before else set(), 0
-    for word in partial.words[: len(partial.words) if partial.gap_behind else -1]:
+    fixed, bounds, total = "".join(partial.words), set(), 0
+    for n, word in enumerate(partial.words):
+        if n or partial.gap_before:
+            bounds.add(total)
         total += len(word)
+    if partial.gap_behind or not partial.words:
         bounds.add(total)
-    if not partial.words:
-        bounds = {0}
     machines = [lexer.terminals[name] for name in terminals]
-    begin = (0, -1, 0)  # terminals done, state inside the next (-1: between two), characters used
+    begin = 0, -1, 0, False
     best, queue, origin = {begin: 0}, [(0, begin)], {}
+
+    def relax(there, here, character: str, cost: int) -> None:
+        if cost < best.get(there, sys.maxsize):
+            best[there], origin[there] = cost, (here, character)
+            heapq.heappush(queue, (cost, there))
+
     while queue:
         cost, here = heapq.heappop(queue)
+        done, state, used, word = here
+        if (done, state, used) == (len(machines), -1, len(fixed)):
+            return _trace(here, origin)
         if cost > best[here]:
             continue
-        done, state, used = here
-        if done == len(machines) and state == -1 and used == len(fixed):
-            return _trace(here, origin)
-        steps = []
+        steps: list[tuple[int, int, str]] = []
         if state == -1:
-            previous = _trace(here, origin)[-1:]
-            steps += [("blank", (done, -1), c) for c in " \n" if c in characters]
+            steps += [(done, -1, blank) for blank in " \n" if blank in characters]
             if done < len(machines):
-                torn = previous in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_" and previous != ""
-                for c, after in machines[done].moves[machines[done].start].items():
-                    if not (torn and (c.isalnum() or c == "_")):
-                        steps.append(("move", (done, after), c))
+                first = machines[done].moves[machines[done].start]
+                steps += [(done, after, c) for c, after in first.items() if not (word and c in WORD)]
         else:
-            steps += [("move", (done, after), c) for c, after in machines[done].moves[state].items()]
+            steps += [(done, after, c) for c, after in machines[done].moves[state].items()]
             if state in machines[done].finals:
-                there = (done + 1, -1, used)
-                if cost < best.get(there, 1 << 60):
-                    best[there], origin[there] = cost, (here, "")
-                    heapq.heappush(queue, (cost, there))
-        for _, (d, s), c in steps:
+                relax((done + 1, -1, used, word), here, "", cost)
+        for after_done, after, c in steps:
             if used < len(fixed) and fixed[used] == c:
-                _relax((d, s, used + 1), here, c, cost, best, origin, queue)
+                relax((after_done, after, used + 1, c in WORD), here, c, cost)
             if used in bounds:
-                _relax((d, s, used), here, c, cost + 1, best, origin, queue)
+                relax((after_done, after, used, c in WORD), here, c, cost + 1)
     return None
-
-
-def _relax(there, here, c, cost, best, origin, queue) -> None:
-    if cost < best.get(there, 1 << 60):
-        best[there], origin[there] = cost, (here, c)
-        heapq.heappush(queue, (cost, there))
 
 
 def _trace(state, origin) -> str:
