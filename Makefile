@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed-$(shell cat envs/requirements.txt pyproject.toml | cksum | tr ' ' -)
 export TOKENIZERS_PARALLELISM := false
+# Two workers of one thread each test faster than one of two; a third would need more memory than a laptop has.
+SPREAD := --numprocesses 2 --dist worksteal
 
 .PHONY: run test test-all lint install oracles clean
 run: install
@@ -11,10 +13,10 @@ run: install
 	@echo "report: results/quick/report/index.html"
 
 test: install
-	$(VENV)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" $(SPREAD)
 
 test-all: install
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(SPREAD)
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

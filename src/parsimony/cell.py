@@ -104,7 +104,7 @@ class Bench:
     def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
         import torch
 
-        torch.set_num_threads(provenance.cores())
+        torch.set_num_threads(provenance.cores() if plan.timed(cell.id) else 1)
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]

@@ -98,6 +98,10 @@ class Plan:
         """Parameters of a benchmark in this suite."""
         return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
 
+    def timed(self, cell_id: str) -> bool:
+        """Whether a cell needs the machine for itself; one whose benchmark says ``timed: false`` shares it."""
+        return self.params(self.cells[cell_id].benchmark).get("timed", True)
+
     def as_json(self) -> dict:
         """``{"cells": [...], "assets": [...]}``."""
         rows = [{"key": k, "source": self.lock[k].source, "version": v} for k, v in self.assets.items()]

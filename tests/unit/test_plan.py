@@ -10,6 +10,7 @@ import yaml
 from parsimony import fingerprint
 from parsimony.config import Paper, Suite, parse, schemas
 from parsimony.errors import UserError
+from parsimony.instantiate import instantiate
 from parsimony.plan import make_plan, read_papers
 
 
@@ -147,3 +148,15 @@ def test_schemas_are_those_of_the_typed_config_and_closed(root):
     files = {path.name: path.read_text() for path in (root / "workflow/schemas").glob("*.json")}
     assert files == schemas(), "run `parsimony schemas`"
     assert all(json.loads(text)["additionalProperties"] is False for text in files.values())
+
+
+@pytest.mark.parametrize("suite", ["quick", "local", "cluster"])
+def test_every_benchmark_and_point_of_a_suite_can_be_built(suite, root):
+    """A parameter that the class does not have would stop a run halfway."""
+    plan = make_plan([f"suite={suite}"], root)
+    for key in {cell.benchmark for cell in plan.cells.values()}:
+        instantiate(plan.benchmarks[key].target, plan.params(key))
+    for cell in plan.cells.values():
+        method = plan.methods[cell.method]
+        for point in cell.points:
+            instantiate(method.target, method.params | method.points[point])

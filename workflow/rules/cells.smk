@@ -1,5 +1,5 @@
 rule cell:
-    """Measure one (benchmark, model, method); takes all cores, since two computing processes disturb each other."""
+    """Measure one (benchmark, model, method); takes all cores if it times, one if it only counts and compares."""
     input:
         assets=needed_assets,
         cells=needed_cells,
@@ -10,7 +10,7 @@ rule cell:
         f"{RESULTS}/logs/{{cell}}.log",
     conda:
         "../../envs/parsimony.yaml"
-    threads: workflow.cores
+    threads: lambda wildcards: workflow.cores if PLAN.timed(wildcards.cell) else 1
     params:
         version=lambda wildcards: PLAN.cells[wildcards.cell].version,
     message:

@@ -22,8 +22,8 @@ class ToyTranslation(Continuation):
     lengths = {"words_05_12": range(5, 13), "words_13_18": range(13, 19), "words_19_24": range(19, 25)}
     categories = {name: ("wiki_summaries",) for name in lengths}
 
-    def __init__(self, lexicon: int, lexicon_seed: int, **others):
-        super().__init__(**others)
+    def __init__(self, dtype: str, timed: bool, items: int, limit: int, lexicon: int, lexicon_seed: int):
+        super().__init__(dtype, timed, items, limit)
         self.lexicon, self.lexicon_seed = lexicon, lexicon_seed
 
     def items(self, paths, seed: int) -> list[Item]:
