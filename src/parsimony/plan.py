@@ -99,7 +99,7 @@ class Plan:
         return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
 
     def timed(self, cell_id: str) -> bool:
-        """Whether a cell needs the machine for itself; one whose benchmark says ``timed: false`` shares it."""
+        """Whether a cell needs the machine for itself: unless its benchmark's parameters say ``timed: false``."""
         return self.params(self.cells[cell_id].benchmark).get("timed", True)
 
     def as_json(self) -> dict:

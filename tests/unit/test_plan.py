@@ -156,7 +156,6 @@ def test_every_benchmark_and_point_of_a_suite_can_be_built(suite, root):
     plan = make_plan([f"suite={suite}"], root)
     for key in {cell.benchmark for cell in plan.cells.values()}:
         instantiate(plan.benchmarks[key].target, plan.params(key))
-    for cell in plan.cells.values():
-        method = plan.methods[cell.method]
-        for point in cell.points:
-            instantiate(method.target, method.params | method.points[point])
+    for key, point in {(cell.method, point) for cell in plan.cells.values() for point in cell.points}:
+        method = plan.methods[key]
+        instantiate(method.target, method.params | method.points[point])
