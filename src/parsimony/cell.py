@@ -131,12 +131,14 @@ class Bench:
         self._built[f"{point}.{dtype}"] = system
         return system
 
-    def reference(self, dtype: str):
-        method = self.method.reference
-        return None if method is None else self._build(method, next(iter(self.plan.methods[method].points)), dtype)
+    def reference(self, dtype: str, point: str = ""):
+        return self._other(self.method.reference, point, dtype)
 
     def peer(self, point: str, dtype: str):
-        method = self.plan.peer(self.cell.method, self.cell.benchmark)
+        return self._other(self.plan.peer(self.cell.method, self.cell.benchmark), point, dtype)
+
+    def _other(self, method: str | None, point: str, dtype: str):
+        """A method at its point of this name, else at its first."""
         if method is None:
             return None
         points = self.plan.methods[method].points

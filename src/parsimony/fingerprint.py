@@ -14,8 +14,8 @@ SOURCE = Path(__file__).resolve().parents[1]
 def code_version(*targets: str) -> str:
     """Version of the code behind dotted names inside ``parsimony`` (modules, classes or functions).
 
-    A hash over the normalised syntax trees (docstrings removed; comments never reach the tree) of the modules and of
-    their static import closure inside the package.
+    A hash over the normalised syntax trees of the modules and of their static import closure inside the package.
+    Comments never reach the tree; docstrings and protocols, which say and do nothing, are removed from it.
     """
     todo, seen = [_module_of(target) for target in targets], set()
     while todo:
@@ -62,10 +62,15 @@ def _reads(path: Path) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             imports += [f"{node.module}.{alias.name}" for alias in node.names]
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:]
+        if isinstance(body, list):
+            rest = body[1:] if body and _is_docstring(body[0]) else body
+            node.body = [part for part in rest if not _is_protocol(part)]
     inside = {_module_of(name) for name in imports if name.split(".")[0] == "parsimony"}
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(sorted(inside))
+
+
+def _is_protocol(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") == "Protocol" for base in node.bases)
 
 
 def _is_docstring(node: ast.stmt) -> bool:

@@ -252,8 +252,8 @@ class Workbench(Protocol):
         """The method at an operating point; built once."""
         ...
 
-    def reference(self, dtype: str):
-        """The declared reference, or None for a method that is its own; built once."""
+    def reference(self, dtype: str, point: str = ""):
+        """The declared reference at its point of this name, else at its first; None for a method that is its own."""
         ...
 
     def peer(self, point: str, dtype: str):

@@ -94,7 +94,7 @@ def test_a_comment_changes_no_version_and_a_value_does(copy):
     assert changed == {"token_recycling"}
 
 
-def test_code_versions_ignore_comments_and_follow_imports(tmp_path, monkeypatch):
+def test_code_versions_ignore_what_does_nothing_and_follow_imports(tmp_path, monkeypatch):
     package = tmp_path / "parsimony"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -108,6 +108,8 @@ def test_code_versions_ignore_comments_and_follow_imports(tmp_path, monkeypatch)
 
     first = version()
     (package / "b.py").write_text('def f():\n    """Say one."""\n    # always\n    return 1\n')
+    assert version() == first
+    (package / "b.py").write_text("class Says(Protocol):\n    def f(self): ...\n\n\ndef f():\n    return 1\n")
     assert version() == first
     (package / "b.py").write_text("def f():\n    return 2\n")
     assert version() != first

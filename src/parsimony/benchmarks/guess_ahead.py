@@ -15,6 +15,8 @@ class GuessAhead:
     Parameters
     ----------
     dtype : str
+    timed : bool
+        Whether it needs the machine for itself.
     items : int
         Prompts a category (the first turn of each is answered).
     limit : int
@@ -23,10 +25,8 @@ class GuessAhead:
         Longer documents are cut at the last sentence that fits.
     """
 
-    timed = False
-
-    def __init__(self, dtype: str, items: int, limit: int, characters: int):
-        self.dtype, self.count, self.limit, self.characters = dtype, items, limit, characters
+    def __init__(self, dtype: str, timed: bool, items: int, limit: int, characters: int):
+        self.dtype, self.timed, self.count, self.limit, self.characters = dtype, timed, items, limit, characters
 
     def items(self, paths, seed: int) -> list[Item]:
         return prompts.spec_mix(paths, dict.fromkeys(prompts.CATEGORIES, self.count), seed, self.characters)

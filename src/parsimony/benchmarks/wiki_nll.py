@@ -15,6 +15,8 @@ class WikiNll:
     Parameters
     ----------
     dtype : str
+    timed : bool
+        Whether it needs the machine for itself.
     items : int
     min_characters : int
         Shorter extracts are left out.
@@ -22,10 +24,9 @@ class WikiNll:
         Longer extracts are cut.
     """
 
-    timed = False
-
-    def __init__(self, dtype: str, items: int, min_characters: int, max_tokens: int):
-        self.dtype, self.count, self.min_characters, self.max_tokens = dtype, items, min_characters, max_tokens
+    def __init__(self, dtype: str, timed: bool, items: int, min_characters: int, max_tokens: int):
+        self.dtype, self.timed, self.count = dtype, timed, items
+        self.min_characters, self.max_tokens = min_characters, max_tokens
 
     def items(self, paths, seed: int) -> list[Item]:
         if "wiki_summaries" not in paths:
