@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from parsimony.models import masked_image
 from parsimony.models.language import Language
 from parsimony.models.masked import Masked
+from parsimony.models.masked_image import MaskedImage
 from parsimony.models.seq2seq import Seq2Seq
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +114,15 @@ def write_tiny_seq2seq(folder: Path, vocabulary: int = 300, causal: bool = True,
     words = {"<end>": 0, "<unknown>": 1, "<pad>": 2} | {f"<{i}>": i for i in range(3, vocabulary)}
     Tokenizer(models.BPE(vocab=words, merges=[])).save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_image(tmp_path_factory) -> MaskedImage:
+    """A tiny random generator of images, in float32."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("image"), masked_image.VOCABULARY)
+    torch.manual_seed(0)
+    save_file(masked_image.VectorQuantiser().state_dict(), folder / "quantiser.safetensors")
+    return MaskedImage.load(folder, "float32")
 
 
 @pytest.fixture(scope="session")

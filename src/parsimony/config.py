@@ -21,7 +21,15 @@ Family = Literal[
     "autoregressive", "diffusion", "kv_cache", "context", "weights", "lossless", "image", "video", "audio",
     "representation", "serving", "evaluation",
 ]  # fmt: skip
-Interface = Literal["TextGenerator", "LanguageModel", "ForwardTimer", "BatchGenerator", "MultiGenerator", "Guesser"]
+Interface = Literal[
+    "TextGenerator",
+    "LanguageModel",
+    "ForwardTimer",
+    "BatchGenerator",
+    "MultiGenerator",
+    "Guesser",
+    "ImageGenerator",
+]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
 Params = dict[str, Scalar | list[Scalar] | None]
@@ -142,12 +150,18 @@ class Figure(Closed):
     against: str = Field(description="'category', 'benchmark', 'param:<name>' or 'quantity:<name>'")
     methods: list[Key] = Field([], description="all that were measured if none are named")
     points: dict[Key, list[Key]] = Field({}, description="method -> operating points; the best one if not named")
+    panels: bool = Field(False, description="a panel a category; the other benchmarks are level lines at their best")
+    beside: Key | None = Field(None, description="in panels: a second quantity, drawn fainter")
 
     @model_validator(mode="after")
     def _against_something(self):
         kind, _, name = self.against.partition(":")
         if kind not in ("category", "benchmark", "param", "quantity") or (kind in ("param", "quantity")) != bool(name):
             raise ValueError(f"against: {self.against!r} is not category, benchmark, param:<name> or quantity:<name>")
+        if (self.panels or self.beside) and not (self.panels and kind == "quantity"):
+            raise ValueError(
+                "panels draw a quantity against another: give both 'panels' and 'against: quantity:<name>'"
+            )
         return self
 
 

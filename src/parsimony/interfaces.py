@@ -145,6 +145,15 @@ class MultiGenerator(Protocol):
 
 
 @runtime_checkable
+class ImageGenerator(Protocol):
+    """Makes images of given classes."""
+
+    def generate_images(self, classes: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, Cost]:
+        """Images [B, height, width] with values 0 to 1 of ``classes`` ([B] int64), and what they cost together."""
+        ...
+
+
+@runtime_checkable
 class LanguageModel(Protocol):
     """Scores a text."""
 

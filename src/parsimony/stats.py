@@ -140,6 +140,21 @@ QUANTITIES |= {
     "strict_score": Quantity("Score, read strictly", "", "higher", ("strict_score",)),
     "ideal_score": Quantity("Score of the exact model", "", "higher", ("ideal_score",)),
     "tokens_per_step": Quantity("Tokens a step", "tokens/pass", "higher", ("unmasked",), "forward_passes"),
+    "ideal_gap": Quantity("Score less that of the exact model", "", "", ("gap",)),
+    "oracle_score": Quantity("Score of the best point for each item", "", "higher", ("oracle_score",)),
+    "oracle_tokens_per_step": Quantity(
+        "Tokens a step of the best point for each item", "tokens/pass", "higher", ("unmasked",), "oracle_passes"
+    ),
+    "pass_ratio": Quantity("Passes, of the reference's", "", "lower", ("forward_passes",), "reference_passes"),
+    "answer_share": Quantity("Share of the window that is the answer", "", "", ("tokens",), "unmasked"),
+    "total_correlation": Quantity("Total correlation of right answers", "bits", "", ("correlation",)),
+    "class_agreement": Quantity("Images whose class is seen", "", "higher", ("right_class",), "images"),
+    "frechet_distance": Quantity("Fréchet distance to real ones", "", "lower", ("frechet",)),
+    "rows_per_image": Quantity("Rows an image", "tokens", "lower", ("rows",), "images"),
+    "rows_per_answer": Quantity("Rows an answer", "tokens", "lower", ("rows",)),
+    "parses": Quantity("Answers that parse", "", "higher", ("parses",)),
+    "rejections_per_token": Quantity("Rejected tokens a token", "", "lower", ("resamples",), "tokens"),
+    "check_share": Quantity("Share of time spent checking", "", "lower", ("check_seconds",), "seconds"),
     "words_included": Quantity("Sentences with all words", "", "higher", ("words_included",)),
 }
 QUANTITIES |= {

@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from parsimony.interfaces import Inputs
 from parsimony.methods.diffusion.adablock import AdaBlock
 from parsimony.methods.diffusion.caches import PASSES
+from parsimony.methods.diffusion.entropy_bounded import Budget
 from parsimony.methods.diffusion.factor_unmasking import WithinFactor
 from parsimony.methods.diffusion.freedave import FreeDave
+from parsimony.methods.diffusion.klass import Still
 from parsimony.methods.diffusion.localleap import Leap
+from parsimony.methods.diffusion.remasking import HighestSoFar, ReMdm, RunningConfidence
 from parsimony.methods.diffusion.sampler import BlockSampler, View
 from parsimony.methods.diffusion.static_unmasking import SCORES, Static, TopK
 from parsimony.methods.diffusion.threshold_unmasking import AtLeast
@@ -201,6 +204,47 @@ def test_freedave_is_the_static_decoder_with_the_same_cache_in_no_more_passes(ti
         assert expected.cost.passes / drafts <= found.cost.passes <= expected.cost.passes + (drafts == 1)
         assert sum(found.cost.accepted_per_pass) == 16 == sum(expected.cost.accepted_per_pass)
         assert found.cost.passes == len(found.cost.accepted_per_pass)
+
+
+def test_klass_waits_until_predictions_stand_still():
+    rule = Still(0.9, 0.01, 2)
+    rule.begin(3)
+    moving, calm = view([0.95, 0.92, 0.5], [True] * 3), view([0.95, 0.99, 0.5], [True] * 3)
+    assert rule.commit(moving).tolist() == [True, False, False]  # none has a past: the most confident one
+    assert rule.commit(calm).tolist() == [False, True, False]
+    assert rule.commit(calm).tolist() == [True, False, False]  # the first has not moved in two passes
+    assert rule.commit(calm).tolist() == [True, True, False]
+
+
+def test_the_entropy_budget_counts_all_but_the_largest():
+    here = view([0.99, 0.98, 0.9, 0.5], [True, True, True, True])
+    H = sorted(-p * np.log(p) - (1 - p) * np.log(1 - p) for p in (0.99, 0.98, 0.9, 0.5))
+    assert Budget(0.0).commit(here).tolist() == [True, False, False, False]
+    assert Budget(H[0] + 1e-6).commit(here).tolist() == [True, True, False, False]
+    assert Budget(H[0] + H[1] + 1e-6).commit(here).tolist() == [True, True, True, False]
+    assert Budget(9.0).commit(here).all()
+
+
+def test_running_confidence_takes_a_place_back_when_a_surer_token_comes():
+    rule = HighestSoFar(1)
+    rule.begin(3)
+    first = rule.commit(view([0.6, 0.5, 0.4], [True] * 3))
+    assert first.tolist() == [True, False, False]
+    later = View(view([0.6, 0.9, 0.8], [False, True, True]).logits, torch.zeros(3).long(),
+                 torch.tensor([False, True, True]), 1, RNG)  # fmt: skip
+    assert rule.commit(later).tolist() == [False, True, True]
+    assert rule.take_back(later, first).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("per_step", [1, 2, 4])
+def test_what_is_taken_back_is_decided_again(tiny_masked, per_step):
+    plain = Static(per_step=per_step).build(tiny_masked, Inputs()).generate(prompt(5), 16, RNG)
+    for method, passes in ((RunningConfidence(per_step), 0), (ReMdm(per_step, 3), 3)):
+        found = method.build(tiny_masked, Inputs()).generate(prompt(5), 16, RNG)
+        assert tiny_masked.mask_id not in found.tokens.tolist() and sum(found.cost.accepted_per_pass) == 16
+        assert found.cost.passes == plain.cost.passes + passes
+    never = ReMdm(per_step, 0).build(tiny_masked, Inputs()).generate(prompt(5), 16, RNG)
+    assert never.tokens.tolist() == plain.tokens.tolist()
 
 
 def test_local_leap_relaxes_near_anchors_only():

@@ -6,35 +6,18 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from time import perf_counter
 
-from parsimony.errors import UserError
-from parsimony.interfaces import Item, Outcome, Workbench
+from parsimony.benchmarks.unmasked import Unmasked, filled
+from parsimony.interfaces import Workbench
 
-LENGTH = 96
-"""Characters of an answer, filled up with the end token."""
+LENGTH = 64
+"""Tokens of an answer, filled up with the end token."""
+CHARACTERS = 95
+"""Longer objects are not asked for."""
 KEYS = [
-    "age",
-    "name",
-    "size",
-    "color",
-    "kind",
-    "city",
-    "year",
-    "code",
-    "rank",
-    "unit",
-    "depth",
-    "width",
-    "score",
-    "price",
-    "count",
-    "level",
-    "label",
-    "owner",
-    "speed",
-    "mass",
-]
+    "age", "name", "size", "color", "kind", "city", "year", "code", "rank", "unit", "depth", "width", "score", "price",
+    "count", "level", "label", "owner", "speed", "mass",
+]  # fmt: skip
 WORDS = ["red", "blue", "tom", "ann", "iron", "wood", "rome", "oslo", "fast", "slow", "north", "south"]
 OPERATORS = {"add": "+", "take": "-", "times": "*"}
 FORMS = ("json", "code")
@@ -62,14 +45,14 @@ class Request:
         """Whether the text is a sentence of the form's grammar."""
         return tree(self.form, text) is not None
 
-    def right(self, text: str) -> bool:
-        """Whether the text does what is asked: the same object, or the same results on all arguments."""
+    def score(self, text: str) -> float:
+        """1 if the text does what is asked: the same object, or the same results on all arguments."""
         parsed = tree(self.form, text)
         if parsed is None:
-            return False
+            return 0.0
         if self.form == "json":
-            return json.loads(text) == self.wanted
-        return all(call(parsed, argument) == result for argument, result in self.wanted)
+            return float(json.loads(text) == self.wanted)
+        return float(all(call(parsed, argument) == result for argument, result in self.wanted))
 
 
 def request(form: str, rng: Random) -> Request:
@@ -95,7 +78,11 @@ def _object(rng: Random) -> Request:
         inner = keys[-1]
         wanted = {key: wanted[key] for key in keys[:-2]} | {keys[-2]: {inner: wanted[inner]}}
     answer = json.dumps(wanted)
-    return _object(rng) if len(answer) >= LENGTH else Request("json", f"json|{_told(wanted)}|", answer, wanted)
+    return (
+        _object(rng)
+        if len(answer) > CHARACTERS
+        else Request("json", filled(f"json|{_told(wanted)}|", 32), answer, wanted)
+    )
 
 
 def _told(wanted: dict) -> str:
@@ -130,7 +117,7 @@ def _function(rng: Random) -> Request:
         body, told = f"if (x < {k}) {{ return x; }} else {{ return {k}; }}", f"bound {k}"
         results = lambda x: min(x, k)  # noqa: E731
     answer = f"int {name}(int x) {{ {body} }}"
-    return Request("code", f"code|{name} {told}|", answer, tuple((x, results(x)) for x in (0, 1, 4, 11)))
+    return Request("code", filled(f"code|{name} {told}|", 32), answer, tuple((x, results(x)) for x in (0, 1, 4, 11)))
 
 
 @cache
@@ -213,48 +200,38 @@ def _value(node, names: dict) -> int:
         other = _value(part, names)
         if abs(total) > 10**12:
             raise OverflowError
-        total = {"+": total + other, "-": total - other, "*": total * other, "/": total // other if other else 0}[
-            str(sign)
-        ]
+        if sign == "/":
+            total = abs(total) // abs(other) * (1 if (total < 0) == (other < 0) else -1)  # towards zero, as in C
+        else:
+            total = {"+": total + other, "-": total - other, "*": total * other}[str(sign)]
     return total
 
 
-class GrammarTexts:
+class GrammarTexts(Unmasked):
     """Requests for JSON objects and small functions: do answers parse, do they do what is asked, what do checks cost?
 
     Parameters
     ----------
     dtype : str
+    timed : bool
     items : int
         A form.
     """
 
-    timed = False
+    def __init__(self, dtype: str, timed: bool, items: int):
+        self.dtype, self.timed, self.count = dtype, timed, items
 
-    def __init__(self, dtype: str, items: int):
-        self.dtype, self.count = dtype, items
+    def requests(self):
+        for form in FORMS:
+            yield from ((form, one) for one in requests(form, self.count))
 
-    def items(self, paths, seed: int) -> list[Item]:
-        self.requests = {f"{form}_{n:03d}": one for form in FORMS for n, one in enumerate(requests(form, self.count))}
-        order = [f"{form}_{n:03d}" for n in range(self.count) for form in FORMS]
-        return [Item(key, key[:4], (self.requests[key].prompt,), "generated") for key in order]
+    def length(self, asked: Request, model) -> int:
+        return LENGTH
 
-    def skipped(self, missing: dict[str, str]) -> dict[str, str]:
-        return {}
+    def grade(self, asked: Request, text: str) -> dict[str, float]:
+        return {"score": asked.score(text), "parses": float(asked.parses(text))}
 
-    def measure(self, item: Item, bench: Workbench) -> Outcome:
-        outcome, asked, model = Outcome(), self.requests[item.id], bench.model(self.dtype)
-        prompt = model.encode(asked.prompt)
-        for point in bench.points:
-            system = bench.system(point, self.dtype)
-            if not hasattr(system, "check_seconds"):
-                raise UserError(f"{bench.points}: grammar_texts measures systems that check a grammar")
-            began = perf_counter()
-            generation = system.generate(prompt, LENGTH, bench.rng(item.id))
-            seconds, text = perf_counter() - began, model.decode(generation.tokens)
-            numbers = {"parses": asked.parses(text), "score": asked.right(text), "resamples": system.resamples}
-            numbers |= {"forward_passes": generation.cost.passes, "unmasked": LENGTH}
-            numbers |= {"tokens": len(generation.tokens), "seconds": seconds, "check_seconds": system.check_seconds}
-            outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
-            outcome.outputs[point, "tokens"] = generation.tokens.double().tolist()
-        return outcome
+    def beside(self, asked: Request, system, model, bench: Workbench, item: str) -> dict[str, float]:
+        if not hasattr(system, "resamples"):
+            return {}
+        return {"resamples": system.resamples, "check_seconds": system.check_seconds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from parsimony.benchmarks.parallel_bench.tasks import GROUPS, LENGTH, example
 from parsimony.errors import UserError
 from parsimony.methods.diffusion.learn2pd import BLOCK
-from parsimony.recipes.parallel_tasks import MASK, run
+from parsimony.recipes.task_mix import END, MASK, requests, run
 
+SOURCES = ("text_writing", "grammar_texts", "scratch_pad")
+"""Whose requests are answered, in equal parts; not those of the benchmarks."""
 BATCH = 64
 HELD_OUT = 0.1
 """Share of the prompts (not of the records) on which floors are checked."""
@@ -44,34 +46,40 @@ def train_filter(out: Path, inputs: dict[str, Path], model: str, prompts: int, u
     """
     torch.manual_seed(seed)
     network, tokenizer = load(inputs[model])
-    asked, pads = requests(tokenizer, prompts, seed)
-    c, labels, whose = replay(network, asked, pads, static_answers(network, asked, pads))
-    held = whose >= prompts * (1 - HELD_OUT)
+    train, held = [], []
+    for asked in questions(tokenizer, prompts, seed):
+        asked.answers = static_answers(network, asked)
+        learnt = int(len(asked.prompts) * (1 - HELD_OUT))
+        c, labels, whose = replay(network, asked)
+        train.append((c[whose < learnt], labels[whose < learnt]))
+        held.append((c[whose >= learnt], labels[whose >= learnt]))
+    c, labels = (torch.cat(part) for part in zip(*train, strict=True))
+    held_c, held_labels = (torch.cat(part) for part in zip(*held, strict=True))
     layers = nn.Linear(BLOCK, BLOCK), nn.Linear(BLOCK, BLOCK)
     gate = nn.Sequential(layers[0], nn.ReLU(), layers[1])
     optimiser = torch.optim.AdamW(gate.parameters(), lr=rate)
     for n in range(updates):
-        loss = F.binary_cross_entropy_with_logits(gate(c[~held]), labels[~held])
+        loss = F.binary_cross_entropy_with_logits(gate(c), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if (n + 1) % 500 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
-    right = float(((gate(c[held]) > 0) == (labels[held] > 0.5)).float().mean())
-    passes = len(c) / prompts
-    print(f"accuracy {right:.3f}; the oracle takes {passes:.2f} passes a prompt", flush=True)
+    right = float(((gate(held_c) > 0) == (held_labels > 0.5)).float().mean())
+    print(f"{len(c)} records; {right:.3f} of the labels held out are right", flush=True)
     if right < floor:
         raise UserError(f"the filter is right on {right:.3f} of held-out labels; it must be on {floor}")
     weights = {"w1": layers[0].weight, "b1": layers[0].bias, "w2": layers[1].weight, "b2": layers[1].bias}
     weights = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-    save_file(weights | {"oracle_passes": torch.tensor(passes)}, out / "filter.safetensors")
+    save_file(weights, out / "filter.safetensors")
 
 
 def distil(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates: int, rate: float, rank: int,
            beta: float, fall: float, seed: int):  # fmt: skip
     """dParallel: LoRA on the model's own static answers with certainty forcing; writes the merged model.
 
-    The block's tokens are masked with probability 1/2 (and 1e-3) in one view, and the others in its complement; the
+    Of an answer's blocks of 32 tokens one is drawn; those before it are clean, those behind it masked, both without a
+    loss.  Its tokens are masked with probability 1/2 (and 1e-3) in one view, and the others in its complement; the
     loss of each is the cross-entropy at its masks plus ``beta`` times the mean entropy of softmax(logits / 0.5) where
     the prediction is right.  LoRA on all projections of attention and MLP, no dropout, no bias.
 
@@ -87,24 +95,27 @@ def distil(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates
     """
     torch.manual_seed(seed)
     network, tokenizer = load(inputs[model])
-    asked, pads = requests(tokenizer, prompts, seed)
-    answers = static_answers(network, asked, pads)
+    groups = questions(tokenizer, prompts, seed)
+    for asked in groups:
+        asked.answers = static_answers(network, asked)
     network.requires_grad_(False)
     added = add_lora(network, rank)
     optimiser = torch.optim.AdamW(added, lr=rate, weight_decay=0.01)
-    learnt, rng = int(prompts * (1 - HELD_OUT)), np.random.default_rng(seed)
-    before = certainty(network, asked[learnt:], pads[learnt:], answers[learnt:])
+    rng, before = np.random.default_rng(seed), certainty(network, groups)
     for n in range(updates):
-        at = torch.from_numpy(rng.choice(learnt, BATCH // 2, replace=False))
-        masked = torch.from_numpy(rng.random((len(at), LENGTH))).float() < 0.5 * (1 - 1e-3) + 1e-3
-        loss = sum(forced(network, asked[at], pads[at], answers[at], view, beta) for view in (masked, ~masked))
+        asked = groups[n % len(groups)]
+        learnt = int(len(asked.prompts) * (1 - HELD_OUT))
+        asked = asked.at(torch.from_numpy(rng.choice(learnt, BATCH // 2, replace=False)))
+        begin = BLOCK * int(rng.integers(-(-asked.answers.shape[1] // BLOCK)))
+        half = torch.from_numpy(rng.random((len(asked.prompts), BLOCK))).float() < 0.5 * (1 - 1e-3) + 1e-3
+        loss = sum(forced(network, asked, begin, view, beta) for view in (half, ~half))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(added, 1.0)
         optimiser.step()
         if (n + 1) % 50 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
-    after = certainty(network, asked[learnt:], pads[learnt:], answers[learnt:])
+    after = certainty(network, groups)
     print(f"mean entropy of right predictions: {before:.4f} -> {after:.4f} nats", flush=True)
     if beta and after > fall * before:
         raise UserError(
@@ -128,63 +139,99 @@ def load(folder: Path):
     return network.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def requests(tokenizer, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Prompts [n, P] padded on the left and their padding [n], of all tasks in turn; not those of the benchmark."""
-    rng = Random(seed + 1_000_003)
-    shown = [example(list(GROUPS)[n % len(GROUPS)], rng) for n in range(count)]
-    ids = [each.ids for each in tokenizer.encode_batch([each.prompt for each in shown])]
-    widest = max(map(len, ids))
-    pads = torch.tensor([widest - len(row) for row in ids])
-    return torch.tensor([[0] * (widest - len(row)) + row for row in ids]), pads
+@dataclass
+class Questions:
+    """Prompts [n, P] padded on the left, lengths of the padding [n], and answers [n, L], all masks at first."""
+
+    prompts: Tensor
+    pads: Tensor
+    answers: Tensor
+
+    def at(self, rows: Tensor) -> Questions:
+        """Some of them."""
+        return Questions(self.prompts[rows], self.pads[rows], self.answers[rows])
+
+    def logits(self, network, answers: Tensor) -> Tensor:
+        """Logits [n, L, V] of the answers' positions where they are ``answers``; the mask token's are -inf."""
+        logits = run(network, torch.cat((self.prompts, answers), 1), self.pads, causal=False)
+        return logits[:, self.prompts.shape[1] :].index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
-def block_logits(network, asked: Tensor, pads: Tensor, block: Tensor) -> Tensor:
-    """Logits [B, 32, V] of the answers' positions; the mask token's are -inf."""
-    logits = run(network, torch.cat((asked, block), 1), pads, causal=False)[:, asked.shape[1] :]
-    return logits.index_fill(-1, torch.tensor([MASK]), -torch.inf)
+def questions(tokenizer, count: int, seed: int) -> list[Questions]:
+    """``count`` requests, one group a source."""
+    rng, groups = Random(seed + 1_000_003), []
+    for source in SOURCES:
+        texts, _, length = requests(source, count // len(SOURCES), rng)
+        ids = [each.ids for each in tokenizer.encode_batch(texts)]
+        widest = max(map(len, ids))
+        prompts = torch.tensor([[END] * (widest - len(row)) + row for row in ids])
+        pads = torch.tensor([widest - len(row) for row in ids])
+        groups.append(Questions(prompts, pads, torch.full((len(ids), length), MASK)))
+    return groups
+
+
+def blocks(length: int) -> list[slice]:
+    """The blocks of an answer."""
+    return [slice(begin, min(begin + BLOCK, length)) for begin in range(0, length, BLOCK)]
 
 
 @torch.no_grad()
-def static_answers(network, asked: Tensor, pads: Tensor) -> Tensor:
-    """Answers [n, 32], one token a pass, the most confident first."""
+def static_answers(network, asked: Questions) -> Tensor:
+    """Answers [n, L] block by block, one token a pass, the most confident first."""
     done = []
-    for prompts, padding in zip(asked.split(BATCH), pads.split(BATCH), strict=True):
-        block = torch.full((len(prompts), LENGTH), MASK)
-        for _ in range(LENGTH):
-            p, tokens = block_logits(network, prompts, padding, block).softmax(-1).max(-1)
-            best = p.where(block == MASK, torch.tensor(-1.0)).argmax(-1, keepdim=True)
-            block = block.scatter(1, best, tokens.gather(1, best))
-        done.append(block)
+    for rows in torch.arange(len(asked.prompts)).split(BATCH):
+        mine = asked.at(rows)
+        for block in blocks(mine.answers.shape[1]):
+            for _ in range(block.stop - block.start):
+                p, tokens = mine.logits(network, mine.answers)[:, block].softmax(-1).max(-1)
+                here = mine.answers[:, block]
+                best = p.where(here == MASK, torch.tensor(-1.0)).argmax(-1, keepdim=True)
+                mine.answers[:, block] = here.scatter(1, best, tokens.gather(1, best))
+        done.append(mine.answers)
     return torch.cat(done)
 
 
 @torch.no_grad()
-def replay(network, asked: Tensor, pads: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def replay(network, asked: Questions) -> tuple[Tensor, Tensor, Tensor]:
     """The oracle's passes: confidences [N, 32], labels [N, 32] and the prompt [N] of each record."""
     records: list[tuple[Tensor, Tensor, Tensor]] = []
-    numbers = torch.arange(len(asked))
-    for at in numbers.split(BATCH):
-        prompts, padding, wanted = asked[at], pads[at], answers[at]
-        block, before = torch.full_like(wanted, MASK), torch.full_like(wanted, -1)
-        while len(at):
-            probs = block_logits(network, prompts, padding, block).softmax(-1)
-            tokens = probs.argmax(-1).where(block == MASK, block)
-            c = probs.gather(-1, tokens[..., None])[..., 0]
-            right = tokens == wanted
-            records.append((c, right.float(), at))
-            stuck = (tokens == before).all(1, keepdim=True)
-            block = wanted.where(right | stuck, block)
-            left = (block == MASK).any(1)
-            at, prompts, padding, wanted = at[left], prompts[left], padding[left], wanted[left]
-            block, before = block[left], tokens[left]
+    for block in blocks(asked.answers.shape[1]):
+        for at in torch.arange(len(asked.prompts)).split(BATCH):
+            now = asked.answers[at].clone()
+            now[:, block.start :] = MASK
+            before = torch.full_like(now[:, block], -1)
+            while len(at):
+                mine = asked.at(at)
+                wanted, here = mine.answers[:, block], now[:, block]
+                probs = mine.logits(network, now)[:, block].softmax(-1)
+                tokens = probs.argmax(-1).where(here == MASK, here)
+                c = probs.gather(-1, tokens[..., None])[..., 0]
+                right = tokens == wanted
+                beyond = (0, BLOCK - wanted.shape[1])  # of a short last block
+                records.append((F.pad(c, beyond), F.pad(right.float(), beyond), at))
+                stuck = (tokens == before).all(1, keepdim=True)
+                now[:, block] = wanted.where(right | stuck, here)
+                left = (now[:, block] == MASK).any(1)
+                at, now, before = at[left], now[left], tokens[left]
     return tuple(torch.cat(part) for part in zip(*records, strict=True))
 
 
-def forced(network, asked: Tensor, pads: Tensor, answers: Tensor, masked: Tensor, beta: float) -> Tensor:
-    """Cross-entropy at the masks and ``beta`` times the entropy at temperature 1/2 of right predictions there."""
-    block = answers.where(~masked, torch.tensor(MASK))
-    logits = run(network, torch.cat((asked, block), 1), pads, causal=False)[:, asked.shape[1] :][masked]
-    labels = answers[masked]
+def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> Tensor:
+    """Cross-entropy at the masks of a block and ``beta`` times the entropy at temperature 1/2 of right predictions.
+
+    Parameters
+    ----------
+    begin : int
+        Where the block begins.
+    half : Tensor [n, 32] bool
+        Which of its tokens are masked.
+    """
+    masked = torch.zeros_like(asked.answers, dtype=torch.bool)
+    masked[:, begin : begin + BLOCK] = half
+    unseen = masked.clone()
+    unseen[:, begin + BLOCK :] = True
+    logits = asked.logits(network, asked.answers.where(~unseen, torch.tensor(MASK)))[masked]
+    labels = asked.answers[masked]
     p = (logits / 0.5).softmax(-1)
     H = -(p * (p + 1e-12).log()).sum(-1)
     right = logits.argmax(-1) == labels
@@ -192,13 +239,16 @@ def forced(network, asked: Tensor, pads: Tensor, answers: Tensor, masked: Tensor
 
 
 @torch.no_grad()
-def certainty(network, asked: Tensor, pads: Tensor, answers: Tensor) -> float:
-    """Mean entropy (nats) of right predictions where all is masked."""
-    block = torch.full_like(answers, MASK)
-    logits = run(network, torch.cat((asked, block), 1), pads, causal=False)[:, asked.shape[1] :]
-    p = logits.softmax(-1)
-    H, right = -(p * (p + 1e-12).log()).sum(-1), logits.argmax(-1) == answers
-    return float((H * right).sum() / right.sum())
+def certainty(network, groups: list[Questions]) -> float:
+    """Mean entropy (nats) of right predictions where all is masked, on the questions held out."""
+    total, count = 0.0, 0
+    for asked in groups:
+        held = asked.at(torch.arange(int(len(asked.prompts) * (1 - HELD_OUT)), len(asked.prompts)))
+        logits = held.logits(network, torch.full_like(held.answers, MASK))
+        p = logits.softmax(-1)
+        H, right = -(p * (p + 1e-12).log()).sum(-1), logits.argmax(-1) == held.answers
+        total, count = total + float((H * right).sum()), count + int(right.sum())
+    return total / max(count, 1)
 
 
 class LoRA(nn.Module):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import torch
 from torch import Tensor
 
 from parsimony.benchmarks.parallel_bench import lists
 from parsimony.benchmarks.parallel_bench.ideal import Ideal
 from parsimony.benchmarks.parallel_bench.tasks import GROUPS, LENGTH, Example, examples, grade
+from parsimony.benchmarks.parallel_bench.theory import total_correlation
 from parsimony.benchmarks.parallel_bench.writing import Request
+from parsimony.benchmarks.unmasked import Unmasked
 from parsimony.errors import UserError
-from parsimony.interfaces import Item, Outcome, Workbench
+from parsimony.interfaces import Workbench
 
 
-class ParallelBench:
-    """Requests of the 17 tasks; each operating point answers all of them.
+class ParallelBench(Unmasked):
+    """Requests of the 17 tasks.
 
     An answer has 32 tokens to unmask, what follows its end included (as published: short answers look faster than
     they are); with ``symbols`` items of lists are single letters, and an answer has as many tokens as its list.  Where
@@ -27,7 +27,6 @@ class ParallelBench:
     ----------
     dtype : str
     timed : bool
-        Whether the reference is timed beside every point, in turns.
     tasks : list of str or None
         All if None; of symbol lists the ten list tasks.
     items : int
@@ -43,51 +42,31 @@ class ParallelBench:
         self.dtype, self.timed, self.count, self.symbols = dtype, timed, items, symbols
         self.tasks = list(tasks or known)
 
-    def items(self, paths, seed: int) -> list[Item]:
-        self.examples: dict[str, Example] = {}
+    def requests(self):
         for task in self.tasks:
-            for n, one in enumerate(examples(task, self.count, self.symbols)):
-                self.examples[f"{task}_{n:03d}"] = one
-        order = [f"{task}_{n:03d}" for n in range(self.count) for task in self.tasks]
-        return [Item(key, key.rpartition("_")[0], (self.examples[key].prompt,), "generated") for key in order]
+            yield from ((task, one) for one in examples(task, self.count, self.symbols))
 
-    def skipped(self, missing: dict[str, str]) -> dict[str, str]:
-        return {}
+    def length(self, asked: Example, model) -> int:
+        return len(model.encode(asked.answer)) if self.symbols else LENGTH
 
-    def measure(self, item: Item, bench: Workbench) -> Outcome:
-        outcome, shown, model = Outcome(), self.examples[item.id], bench.model(self.dtype)
-        prompt = model.encode(item.turns[0])
-        limit = len(model.encode(shown.answer)) if self.symbols else LENGTH
-        turns = {point: bench.system(point, self.dtype) for point in bench.points}
-        if self.timed and (reference := bench.reference(self.dtype)) is not None:
-            turns["reference"] = reference
-        names, runs = list(turns), {}
-        shift = int(bench.rng(item.id).integers(len(names))) if self.timed else 0
-        for name in names[shift:] + names[:shift]:
-            began = perf_counter()
-            runs[name] = turns[name].generate(prompt, limit, bench.rng(item.id)), perf_counter() - began
-        for point in bench.points:
-            generation, seconds = runs[point]
-            text, cost = model.decode(generation.tokens), generation.cost
-            numbers = {"score": grade(shown, text), "strict_score": grade(shown, text, strict=True)}
-            if isinstance(shown.request, Request):
-                numbers["words_included"] = shown.request.included(text)
-            numbers |= {"forward_passes": cost.passes, "unmasked": limit, "rows": cost.rows}
-            numbers |= {"tokens": len(generation.tokens)}
-            if hasattr(turns[point], "unmask") and isinstance(shown.request, lists.Query):
-                ideal = Ideal(self._answers(model, shown, limit), len(prompt), len(model.tokenizer), model.mask_id)
-                best = turns[point].unmask(ideal, prompt, limit, bench.rng(item.id))
-                numbers["ideal_score"] = grade(shown, model.decode(best.tokens))
-                numbers["ideal_passes"] = best.cost.passes
-            if self.timed:
-                numbers["seconds"] = seconds
-                if "reference" in runs:
-                    other, took = runs["reference"]
-                    numbers |= {"reference_seconds": took, "reference_tokens": len(other.tokens)}
-            outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
-            outcome.outputs[point, "tokens"] = generation.tokens.double().tolist()
-            outcome.outputs[point, "committed"] = [float(n) for n in cost.accepted_per_pass]
-        return outcome
+    def grade(self, asked: Example, text: str) -> dict[str, float]:
+        numbers = {"score": grade(asked, text), "strict_score": grade(asked, text, strict=True)}
+        if isinstance(asked.request, Request):
+            numbers["words_included"] = asked.request.included(text)
+        return numbers
+
+    def beside(self, asked: Example, system, model, bench: Workbench, item: str) -> dict[str, float]:
+        if not (hasattr(system, "unmask") and isinstance(asked.request, lists.Query)):
+            return {}
+        prompt, limit = model.encode(asked.prompt), self.length(asked, model)
+        answers = self._answers(model, asked, limit)
+        ideal = Ideal(answers, len(prompt), len(model.tokenizer), model.mask_id)
+        best = system.unmask(ideal, prompt, limit, bench.rng(item))
+        return {
+            "ideal_score": grade(asked, model.decode(best.tokens)),
+            "ideal_passes": best.cost.passes,
+            "correlation": total_correlation(answers.numpy()),
+        }
 
     def _answers(self, model, shown: Example, limit: int) -> Tensor:
         """Token ids [m, limit] of every right answer, filled up with the end token."""

@@ -53,10 +53,10 @@ class Query:
 
     @property
     def prompt(self) -> str:
-        """The request as the models of this project read it: task, operands, list."""
+        """The request as the models of this project read it: task, list, operands."""
         extra = [] if self.index < 0 else [str(self.index)]
         extra += [self.new] if self.new else []
-        return "".join(f"{part}|" for part in (self.task, *extra, shown(self.items, self.symbols)))
+        return "".join(f"{part}|" for part in (self.task, shown(self.items, self.symbols), *extra))
 
     def answers(self) -> list[tuple[str, ...]]:
         """Every right answer."""
@@ -102,13 +102,12 @@ CERTAIN = ("copy", "reverse", "sort", "insert_index", "remove_index", "replace_i
 
 
 def query(task: str, rng: Random, length: int, symbols: bool = False) -> Query:
-    """A random query on a list of ``length`` distinct items; the new item is never in the list."""
-    pool = list(string.ascii_uppercase) if symbols else None
-    drawn: list[str] = []
-    while len(drawn) < length + 1:
-        name = rng.choice(pool) if symbols else f"{rng.choice(FIRST)} {rng.choice(LAST)}"
-        if name not in drawn:
-            drawn.append(name)
+    """A random query on a list of ``length`` distinct items; the new item is never in the list.
+
+    No two first names are equal: with only 24 of them, that is what the published lists of many names are like.
+    """
+    first = rng.sample(string.ascii_uppercase if symbols else FIRST, length + 1)
+    drawn = first if symbols else [f"{name} {rng.choice(LAST)}" for name in first]
     items, new = tuple(drawn[:length]), drawn[length]
     index = -1
     if task.endswith("_index"):

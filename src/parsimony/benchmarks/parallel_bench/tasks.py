@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from parsimony.benchmarks.parallel_bench import lists, puzzles, writing
+from parsimony.benchmarks.unmasked import filled
 
 LENGTH = 32
 """Tokens of an answer, filled up with the end token (as published for the Waiting Line)."""
@@ -36,7 +37,8 @@ class Example:
     @property
     def prompt(self) -> str:
         """The request as text."""
-        return self.request.prompt
+        symbols = isinstance(self.request, lists.Query) and self.request.symbols
+        return filled(self.request.prompt, 16 if symbols else 32)
 
 
 def example(task: str, rng: Random, symbols: bool = False) -> Example:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parsimony.errors import UserError
 from parsimony.interfaces import Cost, Generation, Inputs
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.methods.diffusion.grammar import Intersection, read
@@ -27,6 +26,7 @@ from parsimony.methods.diffusion.terminals import Lexer
 from parsimony.models.masked import Masked
 
 FOLDER = Path(__file__).parent / "grammars"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.lark"))
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
@@ -36,15 +36,11 @@ class Language:
     Parameters
     ----------
     name : str
-        Of a file in ``grammars`` (lark's notation).
+        One of `NAMES`: a file in ``grammars`` (lark's notation).
     """
 
     def __init__(self, name: str):
-        path = FOLDER / f"{name}.lark"
-        if not path.exists():
-            known = ", ".join(sorted(each.stem for each in FOLDER.glob("*.lark")))
-            raise UserError(f"cfg_constrained: there is no grammar {name!r} in {FOLDER}; valid: {known}")
-        self.text = path.read_text()
+        self.text = (FOLDER / f"{name}.lark").read_text()
 
     @cached_property
     def lexer(self) -> Lexer:
@@ -68,7 +64,7 @@ class Language:
 class CfgConstrained:
     """Static decoding in which no token is committed that makes the grammar's sentence impossible.
 
-    The grammar is the one that the prompt's first token names.
+    The grammar is the one that the prompt names in front of its first bar; a prompt that names none is decoded freely.
 
     Parameters
     ----------
@@ -81,7 +77,7 @@ class CfgConstrained:
     constrain : bool
         False: no token is checked (the baseline with the same random numbers).
     complete : bool
-        Whether an unfinished text is completed to a shortest sentence in the end.
+        Whether an unfinished text is completed to a shortest sentence in the end, if that fits into the limit.
     """
 
     def __init__(
@@ -115,18 +111,18 @@ class ConstrainedSampler:
         self.resamples = 0
         self.check_seconds = 0.0
 
-    def language(self, prompt: Tensor) -> Language:
+    def language(self, prompt: Tensor) -> Language | None:
         """The grammar that a prompt asks for."""
         name = self.model.decode(prompt).partition("|")[0]
-        if name not in self.languages:
+        if name in NAMES and name not in self.languages:
             self.languages[name] = Language(name)
-        return self.languages[name]
+        return self.languages.get(name)
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
-        """Answer of at most ``limit`` tokens; longer only if ``complete`` has to finish it."""
+        """Answer of at most ``limit`` tokens."""
         mask, P, cost = self.model.mask_id, len(prompt_ids), Cost()
         self.resamples, self.check_seconds = 0, 0.0
-        network, language = PASSES["none"](self.model), self.language(prompt_ids)
+        network, language = PASSES["none"](self.model), self.language(prompt_ids) if self.constrain else None
         x = torch.cat((prompt_ids, torch.full((limit,), mask, dtype=torch.int64)))
         over = limit == 0
         for begin in range(P, P + limit, self.block or max(limit, 1)):
@@ -146,11 +142,14 @@ class ConstrainedSampler:
                 step += 1
         cost.rows = network.rows
         tokens = until_stop(x[P:], self.model.stop_ids)
-        if self.complete:
-            tokens = self._completed(tokens, language)
+        if self.complete and language is not None:
+            completed = self._completed(tokens, language)
+            tokens = completed if len(completed) <= limit else tokens
         return Generation(tokens[tokens != mask], cost)
 
-    def _commit(self, x: Tensor, P: int, begin: int, view: View, count: int, language: Language) -> tuple[int, bool]:
+    def _commit(
+        self, x: Tensor, P: int, begin: int, view: View, count: int, language: Language | None
+    ) -> tuple[int, bool]:
         """Commit up to ``count`` tokens of the block into ``x``; returns how many, and whether all is over.
 
         Confidence is that of the clean logits, the token that of the noised ones without the rejected tokens.
@@ -165,7 +164,7 @@ class ConstrainedSampler:
             if noisy[i, token] == -torch.inf:
                 return gained, True
             x[begin + i] = token
-            if self.constrain and not self._possible(x[P:], language):
+            if language is not None and not self._possible(x[P:], language):
                 x[begin + i] = self.model.mask_id
                 noisy[i, token] = -torch.inf
                 self.resamples += 1

@@ -4,8 +4,9 @@
     for each block, from left to right:
         until it holds no mask:  logits of its rows in one pass -> tokens and confidences -> commit some
 
-Everything is seen by everything, masks of later blocks included; what is committed is never revised.  (LLaDA, Nie et
-al., arXiv 2502.09992; this is its "low-confidence remasking" when the strategy commits by confidence.)
+Everything is seen by everything, masks of later blocks included; what is committed stays, unless the strategy takes it
+back.  (LLaDA, Nie et al., arXiv 2502.09992; this is its "low-confidence remasking" when the strategy commits by
+confidence.)
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ class View:
 
 
 class Strategy(Protocol):
-    """Which positions to commit; one small file each."""
+    """Which positions to commit; one small file each.
+
+    It may also have ``take_back(view, chosen)``: decided positions [B] bool to mask again now.
+    """
 
     def begin(self, size: int) -> None:
         """A block of ``size`` masks begins."""
@@ -155,12 +159,16 @@ class BlockSampler:
                 if fresh and network.stale and self.model.shifted:
                     chosen[0] = view.masked[0]  # later passes have no output that predicts the block's first token
                 row[chosen] = view.tokens[chosen]
+                again = torch.zeros_like(chosen)
+                if hasattr(self.strategy, "take_back"):
+                    again = self.strategy.take_back(view, chosen) & ~view.masked
+                    row[again] = mask
                 cut = self._cut(view, chosen, done)
                 fresh = cut < limit
                 if fresh:  # what is cached saw a longer sequence
                     x, limit, size = x[: P + cut], cut, min(size, cut - done)
                 cost.passes += 1
-                cost.accepted_per_pass.append(int(chosen[:size].sum()))
+                cost.accepted_per_pass.append(int(chosen[:size].sum()) - int(again[:size].sum()))
                 cost.verify_seconds += passed - began
                 cost.draft_seconds += perf_counter() - passed
                 step += 1

@@ -37,6 +37,8 @@ class Static:
     block : int or None
     caching : {"none", "prefix", "dual"}
     temperature : float
+    stop : {"never", "accepted", "any"}
+        Early stop of the sampler.
     """
 
     def __init__(
@@ -46,15 +48,17 @@ class Static:
         block: int | None = None,
         caching: str = "none",
         temperature: float = 0.0,
+        stop: str = "never",
     ):
         if order not in SCORES:
             raise UserError(f"static: order {order!r} is not one of {', '.join(SCORES)}; mend its params")
         self.order, self.per_step, self.block = order, per_step, block
-        self.caching, self.temperature = caching, temperature
+        self.caching, self.temperature, self.stop = caching, temperature, stop
 
     def build(self, model: Masked, inputs: Inputs) -> BlockSampler:
         """The block sampler with this strategy."""
-        return BlockSampler(model, TopK(self.order, self.per_step), self.block, self.caching, self.temperature)
+        rule = TopK(self.order, self.per_step)
+        return BlockSampler(model, rule, self.block, self.caching, self.temperature, stop=self.stop)
 
 
 class TopK:
