@@ -38,7 +38,10 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     frame, summary, rows, papers = _derive(plan, cells)
     facts = max(provenance.values(), key=lambda facts: facts["cores"])  # of a timed cell: the others run on one
     context = {
-        "methods": sorted(plan.methods),
+        "methods": {
+            key: [other for other, config in plan.methods.items() if config.family == method.family]
+            for key, method in plan.methods.items()
+        },
         "references": {m.reference for m in plan.methods.values() if m.reference},
         "titles": {key: benchmark.title for key, benchmark in plan.benchmarks.items()},
         "columns": {key: benchmark.columns for key, benchmark in plan.benchmarks.items()},

@@ -33,7 +33,8 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
     Parameters
     ----------
     context : dict
-        ``methods`` (all keys of the project, which fixes the colours), ``references`` and ``papers`` (their configs).
+        ``methods`` (all keys of each method's family, which fixes its colour), ``references`` and ``papers`` (their
+        configs).
     """
     out.mkdir(parents=True, exist_ok=True)
     made = []
@@ -78,7 +79,7 @@ def _bands(data, column, labels, quantity, stem, context, named=()) -> Path:
     for n, ((method, point), part) in enumerate(series):
         part = part.drop_duplicates(column).set_index(column).reindex(labels)
         y = np.arange(len(labels)) + (n - (len(series) - 1) / 2) * step
-        style, points = look(method, context["methods"], context["references"]), part["point"].dropna().unique()
+        style, points = look(method, context["methods"][method], context["references"]), part["point"].dropna().unique()
         if point:
             style["marker"] = MARKERS[list(named[method]).index(point) % len(MARKERS)]
         axes.plot(part["value"], y, linestyle="none", color=style["color"], marker=style["marker"],
@@ -118,7 +119,9 @@ def _of_papers(summary, records, out, context) -> list[Path]:
             stem = out / f"{paper}_{wanted.id}"
             if data.empty:
                 continue
-            if kind in ("category", "benchmark"):
+            if wanted.panels:
+                made.append(_panels(data, summary, wanted, name, stem, context))
+            elif kind in ("category", "benchmark"):
                 order = wanted.benchmarks if kind == "benchmark" else sorted(data["category"].unique())
                 labels = [label for label in order if label in set(data[kind])]
                 made.append(_bands(data, kind, labels, wanted.quantity, stem, context, wanted.points))
@@ -137,7 +140,43 @@ def _asked(summary, wanted, kind, context) -> pd.DataFrame:
     asked = [point in wanted.points.get(m, ()) for m, point in zip(data["method"], data["point"], strict=True)]
     others = data[~named] if kind in ("param", "quantity") else _best_points(data[~named], context)
     data = pd.concat([data[asked], others])
-    return data if kind == "category" else data[data["category"] == "all"]
+    return data if kind == "category" or wanted.panels else data[data["category"] == "all"]
+
+
+def _panels(data, summary, wanted, name, stem, context) -> Path:
+    """Small multiples: in the panel of each category a quantity against another, a line a method."""
+    keys = ["benchmark", "method", "point", "category"]
+    for column, quantity in (("x", name), ("beside", wanted.beside)):
+        other = summary[summary["quantity"] == quantity].set_index(keys)["value"]
+        data = data.assign(**{column: list(pd.MultiIndex.from_frame(data[keys]).map(other))})
+    data = data.dropna(subset=["x"])
+    first, labels = wanted.benchmarks[0], ["all", *sorted(set(data["category"]) - {"all"})]
+    across = min(4, len(labels))
+    down = -(-len(labels) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(WIDTHS["icml"], 1.25 * down + 0.9), sharex=True, sharey=True, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for n, axes in enumerate(grid.flat):
+        if n >= len(labels):
+            axes.set_axis_off()
+            continue
+        mine = data[data["category"] == labels[n]]
+        for method, part in mine[mine["benchmark"] == first].groupby("method"):
+            part, style = part.sort_values("x"), look(method, context["methods"][method], context["references"])
+            axes.plot(part["x"], part["value"], label=words(method) if n == 0 else None, **style | {"markersize": 3})
+            if part["beside"].notna().any():
+                axes.plot(part["x"], part["beside"], color=style["color"], alpha=0.35, linewidth=2.2, zorder=1)
+        for benchmark, part in mine[mine["benchmark"] != first].groupby("benchmark"):
+            dash = DASHES[1 + wanted.benchmarks[1:].index(benchmark) % (len(DASHES) - 1)]
+            label = words(benchmark) if n == 0 else None
+            axes.axhline(part["value"].max(), color="#777777", linewidth=0.9, linestyle=dash, label=label, zorder=0)
+        axes.set_title(words(labels[n]), fontsize=7, pad=2)
+        axes.grid(linewidth=0.3, color="#cccccc")
+    figure.supxlabel(_axis(name), fontsize=8)
+    figure.supylabel(_axis(wanted.quantity), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return _save(figure, data.drop(columns=["status", "reason"]), stem)
 
 
 def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Path]:
@@ -155,7 +194,7 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
     figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 2.6), layout="constrained")
     several = data["benchmark"].nunique() > 1
     for (benchmark, method), part in data.groupby(["benchmark", "method"]):
-        part, style = part.sort_values("x"), look(method, context["methods"], context["references"])
+        part, style = part.sort_values("x"), look(method, context["methods"][method], context["references"])
         label = f"{words(method)}, {words(benchmark)}" if several else words(method)
         dash = DASHES[sorted(data["benchmark"].unique()).index(benchmark) % len(DASHES)]
         line = {"linestyle": dash if kind == "param" else "none", "linewidth": 1}
@@ -187,7 +226,7 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
     axes.plot(1.0, 1.0, **greedy)
     axes.annotate("greedy", (1.0, 1.0), xytext=(-5, 3), textcoords="offset points", fontsize=7, ha="right")
     for n, (method, _) in enumerate(data.index):
-        style = look(method, context["methods"], context["references"])
+        style = look(method, context["methods"][method], context["references"])
         faint = 1.0 if front[n] else 0.45
         axes.plot(x[n], y[n], linestyle="none", color=style["color"], marker=style["marker"], alpha=faint)
         for name, at, lines in (("mean_accepted_tokens", y[n], axes.hlines), ("speedup", x[n], axes.vlines)):
@@ -198,7 +237,7 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
     _spread_labels(axes, x[named], y[named], [words(point) for _, point in data.index[named]])
     methods = sorted(data.index.unique("method"))
     for method in methods:
-        style = look(method, context["methods"], context["references"]) | {"linestyle": "none"}
+        style = look(method, context["methods"][method], context["references"]) | {"linestyle": "none"}
         axes.plot([], [], label=words(method), **style)
     figure.legend(loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
     axes.set_xlabel("mean accepted tokens per pass")

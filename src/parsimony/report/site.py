@@ -75,22 +75,38 @@ def _cell(quantity: str, row) -> dict:
     return {"value": row["value"], "text": f"{row['value'] * scale:.4g}", "span": span, "mega": scale != 1}
 
 
+PLOTS = (
+    (
+        "mean_accepted_tokens",
+        "speedup",
+        "Speed-up against accepted tokens",
+        {"x": "mean accepted tokens per pass", "y": "speed-up over the reference", "rule": 1},
+    ),
+    (
+        "tokens_per_step",
+        "task_score",
+        "Score against tokens a step",
+        {"x": "tokens a step", "y": "score", "rule": None},
+    ),
+)
+"""Two quantities, a title, and the axes of a plot of a benchmark's operating points."""
+
+
 def _plots(summary: pd.DataFrame, records: pd.DataFrame, context: dict) -> list[dict]:
-    """Data of the zoomable plots: speed-up against accepted tokens, and the latency curve."""
+    """Data of the zoomable plots: speed-up against accepted tokens, score against tokens a step, the latency curve."""
     plots = []
     for benchmark in sorted(summary["benchmark"].unique()):
         pooled = summary[(summary["benchmark"] == benchmark) & (summary["category"] == "all")]
         table = pooled.pivot_table(index=["method", "point"], columns="quantity", values="value")
-        if {"speedup", "mean_accepted_tokens"} <= set(table.columns):
+        for x, y, title, axes in PLOTS:
+            if not {x, y} <= set(table.columns):
+                continue
             dots = [
-                {"x": row["mean_accepted_tokens"], "y": row["speedup"], "label": f"{words(m)}, {words(p)}"}
-                | {"colour": look(m, context["methods"], context["references"])["color"]}
-                for (m, p), row in table.iterrows()
+                {"x": row[x], "y": row[y], "label": f"{words(m)}, {words(p)}"}
+                | {"colour": look(m, context["methods"][m], context["references"])["color"]}
+                for (m, p), row in table[table[x].notna() & table[y].notna()].iterrows()
             ]
-            axes = {"x": "mean accepted tokens per pass", "y": "speed-up over greedy", "rule": 1}
-            plots.append(
-                {"title": f"Speed-up against accepted tokens: {words(benchmark)}", "lines": [], "dots": dots} | axes
-            )
+            plots.append({"title": f"{title}: {words(benchmark)}", "lines": [], "dots": dots} | axes)
     curve = records[(records["benchmark"] == "latency") & (records["status"] == "ok")]
     if not curve.empty:
         table = curve.pivot_table(index=["category", "item"], columns="metric", values="value").reset_index()

@@ -34,7 +34,7 @@ RC = {
 
 
 def look(method: str, methods: list[str], references: set[str]) -> dict:
-    """Colour, marker and line style of a method: fixed by its place among all ``methods`` of the project."""
+    """Colour, marker and line style of a method: fixed by its place among all ``methods`` of its family."""
     if method in references:
         return dict(REFERENCE)
     n = sorted(set(methods) - references).index(method)

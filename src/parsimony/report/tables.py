@@ -9,7 +9,12 @@ import pandas as pd
 from parsimony.report.style import words
 from parsimony.stats import ENOUGH, KEYS, QUANTITIES, tie_group, wide_by_system
 
-BY_CATEGORY = ("mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate")
+BY_CATEGORY = (
+    "mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate",
+    "task_score", "ideal_gap",
+)  # fmt: skip
+LEVELS = (0.9, 0.8, 0.7, 0.6)
+"""Scores at which ParallelBench states the parallelism that a strategy affords (PB90 to PB60)."""
 ESCAPES = {letter: "\\" + letter for letter in "&%_#${}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -36,6 +41,9 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         mine = summary[summary["benchmark"] == benchmark]
         about = f"{context['titles'].get(benchmark, benchmark)}. {context['conditions']}"
         systems = wide_by_system(records, benchmark)
+        if (afforded := parallelism(mine))[1]:
+            title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
+            made.append(_write(out / f"{benchmark}_parallelism", *afforded, [], f"{title} {about}"))
         head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
         if len(head) > 2:
             made.append(_write(out / benchmark, head, rows, notes, f"{about} {_interval_note(mine)}"))
@@ -67,6 +75,29 @@ def where_it_pays(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         value = _value("speedup", {"value": row.value, "low": row.low, "high": row.high})
         rows.append([words(row.benchmark), words(row.method), words(row.point), value, verdict, *where])
     return ["benchmark", "method", "best point", "speed-up", "verdict", "faster in", "slower in"], rows
+
+
+def parallelism(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of ParallelBench's PBx: by method, and for the oracle that chooses a method's point for each item.
+
+    x of PBx is a mean score over the tasks; a method that reaches it at no point gets a dash.
+    """
+    pooled = summary[(summary["category"] == "all") & summary["value"].notna()]
+    wide = pooled.pivot_table(index=["method", "point"], columns="quantity", values="value")
+    if not {"task_score", "tokens_per_step"} <= set(wide.columns):
+        return [], []
+    rows = []
+    for score, speed, about in (
+        ("task_score", "tokens_per_step", ""),
+        ("oracle_score", "oracle_tokens_per_step", "best point for each item"),
+    ):
+        for method, part in wide.groupby("method"):
+            row = [words(method), about or "best point for all"]
+            for level in LEVELS:
+                enough = part[part[score] >= level]
+                row.append(_number(speed, enough[speed].max()) if len(enough) else "\u2014 (not reached)")
+            rows.append(row)
+    return ["method", "chosen", *(f"PB{round(100 * level)}" for level in LEVELS)], rows
 
 
 def numbers_tex(summary: pd.DataFrame) -> str:
