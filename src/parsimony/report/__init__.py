@@ -45,8 +45,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
         "references": {m.reference for m in plan.methods.values() if m.reference},
         "titles": {key: benchmark.title for key, benchmark in plan.benchmarks.items()},
         "columns": {key: benchmark.columns for key, benchmark in plan.benchmarks.items()},
-        "conditions": f"{', '.join(plan.suite.models)}; {facts['device']}, {facts['cores']} cores; batch 1; "
-        f"seed {plan.suite.seed}; suite {plan.name}.",
+        "conditions": f"{facts['device']}, {facts['cores']} cores; seed {plan.suite.seed}; suite {plan.name}.",
         "title": plan.suite.title,
         "suite": plan.name,
         "papers": plan.papers,

@@ -175,7 +175,10 @@ def _panels(data, summary, wanted, name, stem, context) -> Path:
         axes.grid(linewidth=0.3, color="#cccccc")
     figure.supxlabel(_axis(name), fontsize=8)
     figure.supylabel(_axis(wanted.quantity), fontsize=8)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    if wanted.beside:
+        title = QUANTITIES[wanted.beside].title.lower()
+        grid.flat[0].plot([], [], color="#333333", alpha=0.35, linewidth=2.2, label=f"{title} (of that colour)")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return _save(figure, data.drop(columns=["status", "reason"]), stem)
 
 

@@ -39,7 +39,8 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         made.append(_write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']}"))
     for benchmark in sorted(summary["benchmark"].unique()):
         mine = summary[summary["benchmark"] == benchmark]
-        about = f"{context['titles'].get(benchmark, benchmark)}. {context['conditions']}"
+        models = ", ".join(sorted(mine["model"].unique()))
+        about = f"{context['titles'].get(benchmark, benchmark)}. {models}; {context['conditions']}"
         systems = wide_by_system(records, benchmark)
         if (afforded := parallelism(mine))[1]:
             title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
