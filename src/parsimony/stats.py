@@ -151,7 +151,7 @@ QUANTITIES |= {
     "class_agreement": Quantity("Images whose class is seen", "", "higher", ("right_class",), "images"),
     "frechet_distance": Quantity("Fréchet distance to real ones", "", "lower", ("frechet",)),
     "rows_per_image": Quantity("Rows an image", "tokens", "lower", ("rows",), "images"),
-    "rows_per_answer": Quantity("Rows an answer", "tokens", "lower", ("rows",)),
+    "rows_per_token": Quantity("Rows a token", "", "lower", ("rows",), "unmasked"),
     "parses": Quantity("Answers that parse", "", "higher", ("parses",)),
     "rejections_per_token": Quantity("Rejected tokens a token", "", "lower", ("resamples",), "tokens"),
     "check_share": Quantity("Share of time spent checking", "", "lower", ("check_seconds",), "seconds"),
