@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,6 +42,10 @@ class Ideal:
     def step(self, x: Tensor, begin: int, stop: int) -> Tensor:
         """Log-probabilities [stop - begin, V] of the block."""
         return self.refresh(x, begin)[: stop - begin]
+
+    def steps(self, states: Tensor, begin: int, stop: int) -> Tensor:
+        """Log-probabilities [d, stop - begin, V] of the block in each of ``states`` [d, T]."""
+        return torch.stack([self.step(x, begin, stop) for x in states])
 
     def nbytes(self) -> int:
         """Nothing is cached."""
