@@ -105,7 +105,7 @@ def read(path: Path) -> tuple[pd.DataFrame, dict]:
         When the file is truncated, has no footer, or its content does not match the footer.
     """
     table, footer = read_table(path)
-    return table.to_pandas(), footer["provenance"]
+    return table.to_pandas(use_threads=False), footer["provenance"]
 
 
 def read_table(path: Path) -> tuple[pa.Table, dict]:
@@ -113,7 +113,8 @@ def read_table(path: Path) -> tuple[pa.Table, dict]:
     remedy = "remove the file and run again"
     try:
         with open(path, "rb") as file:
-            table = pq.read_table(file)
+            # Arrow's thread pools may abort a process that ends right after reading ("terminate called ...").
+            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         cause = "it does not exist" if isinstance(error, FileNotFoundError) else "it is truncated or not Parquet"
         raise UserError(f"cannot read records {path}: {cause}; {remedy}") from None

@@ -63,7 +63,7 @@ def test_killed_anywhere_the_cell_ends_with_the_same_bytes(ready):
 def test_two_runs_at_once_measure_once(ready):
     runs = [ready.start("cell", CELL) for _ in range(2)]
     outputs = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
+    assert [run.returncode for run in runs] == [0, 0], outputs
     assert sorted(len(measured(output)) for output in outputs) == [0, 6]
 
 
