@@ -88,12 +88,12 @@ def parallelism(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     if not {"task_score", "tokens_per_step"} <= set(wide.columns):
         return [], []
     rows = []
-    for score, speed, about in (
-        ("task_score", "tokens_per_step", ""),
+    for score, speed, chosen in (
+        ("task_score", "tokens_per_step", "best point for all"),
         ("oracle_score", "oracle_tokens_per_step", "best point for each item"),
     ):
         for method, part in wide.groupby("method"):
-            row = [words(method), about or "best point for all"]
+            row = [words(method), chosen]
             for level in LEVELS:
                 enough = part[part[score] >= level]
                 row.append(_number(speed, enough[speed].max()) if len(enough) else "\u2014 (not reached)")
