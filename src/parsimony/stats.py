@@ -155,6 +155,13 @@ QUANTITIES |= {
     "parses": Quantity("Answers that parse", "", "higher", ("parses",)),
     "rejections_per_token": Quantity("Rejected tokens a token", "", "lower", ("resamples",), "tokens"),
     "check_share": Quantity("Share of time spent checking", "", "lower", ("check_seconds",), "seconds"),
+    "late_share": Quantity("Passes that hold back what is certain", "", "lower", ("late_passes",), "forward_passes"),
+    "early_share": Quantity("Passes that err in doubt", "", "lower", ("early_passes",), "forward_passes"),
+    "overconfidence": Quantity("Confidence less correctness", "", "", ("excess",), "written"),
+    **{
+        f"right_near_{d}": Quantity(f"Right at distance {at} from an anchor", "", "", (f"near_{d}_right",), f"near_{d}")
+        for d, at in ((1, "1"), (2, "2"), (4, "3-4"), (8, "5-8"), (16, "9-16"))
+    },
     "words_included": Quantity("Sentences with all words", "", "higher", ("words_included",)),
 }
 QUANTITIES |= {

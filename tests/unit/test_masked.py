@@ -10,16 +10,21 @@ from safetensors.torch import save_file
 
 from parsimony.interfaces import Inputs
 from parsimony.methods.diffusion.adablock import AdaBlock
-from parsimony.methods.diffusion.caches import PASSES
+from parsimony.methods.diffusion.caches import PASSES, Exact
+from parsimony.methods.diffusion.dilated_unmasking import Levels
 from parsimony.methods.diffusion.entropy_bounded import Budget
 from parsimony.methods.diffusion.factor_unmasking import WithinFactor
 from parsimony.methods.diffusion.freedave import FreeDave
 from parsimony.methods.diffusion.klass import Still
+from parsimony.methods.diffusion.learn2pd import BLOCK, Learn2PD
 from parsimony.methods.diffusion.localleap import Leap
 from parsimony.methods.diffusion.remasking import HighestSoFar, ReMdm, RunningConfidence
 from parsimony.methods.diffusion.sampler import BlockSampler, View
+from parsimony.methods.diffusion.slowfast import Spans
 from parsimony.methods.diffusion.static_unmasking import SCORES, Static, TopK
 from parsimony.methods.diffusion.threshold_unmasking import AtLeast
+from parsimony.methods.diffusion.watched import observe
+from parsimony.methods.diffusion.wino import Shadowed, WideInNarrowOut, Wino
 from parsimony.models.masked import Masked
 
 RNG = np.random.default_rng(0)
@@ -206,6 +211,27 @@ def test_freedave_is_the_static_decoder_with_the_same_cache_in_no_more_passes(ti
         assert found.cost.passes == len(found.cost.accepted_per_pass)
 
 
+@pytest.mark.parametrize("caching", ["prefix", "dual"])
+def test_branches_of_a_tree_give_what_rows_of_a_batch_do(tiny_masked, caching):
+    one, other = (FreeDave(4, 6, caching, layout).build(tiny_masked, Inputs()) for layout in ("batch", "tree"))
+    for n in (1, 9):
+        found, expected = other.generate(prompt(n), 16, RNG), one.generate(prompt(n), 16, RNG)
+        assert found.tokens.tolist() == expected.tokens.tolist() and found.cost.rows == expected.cost.rows
+        assert found.cost.accepted_per_pass == expected.cost.accepted_per_pass
+
+
+def test_freedave_plus_steps_like_threshold_decoding(tiny_masked):
+    for n in (1, 5, 12):
+        threshold = BlockSampler(tiny_masked, AtLeast(0.02), 8).generate(prompt(n), 16, RNG)
+        alone = FreeDave(1, 8, tau=0.02).build(tiny_masked, Inputs()).generate(prompt(n), 16, RNG)
+        assert alone.tokens.tolist() == threshold.tokens.tolist()  # one draft: that of the threshold
+        more = FreeDave(4, 8, tau=0.02).build(tiny_masked, Inputs()).generate(prompt(n), 16, RNG)
+        assert sum(more.cost.accepted_per_pass) == 16 and more.cost.passes <= threshold.cost.passes + 2
+        strict, plain = (FreeDave(4, 8, tau=tau).build(tiny_masked, Inputs()) for tau in (1.1, None))
+        strict, plain = strict.generate(prompt(n), 16, RNG), plain.generate(prompt(n), 16, RNG)
+        assert strict.tokens.tolist() == plain.tokens.tolist() and strict.cost.passes == plain.cost.passes
+
+
 def test_klass_waits_until_predictions_stand_still():
     rule = Still(0.9, 0.01, 2)
     rule.begin(3)
@@ -245,6 +271,106 @@ def test_what_is_taken_back_is_decided_again(tiny_masked, per_step):
         assert found.cost.passes == plain.cost.passes + passes
     never = ReMdm(per_step, 0).build(tiny_masked, Inputs()).generate(prompt(5), 16, RNG)
     assert never.tokens.tolist() == plain.tokens.tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8, 16, 31, 32])
+def test_dilated_levels_cover_a_block_in_log2_passes_and_begin_far_apart(size):
+    rule = Levels(0.0)
+    rule.begin(size)
+    assert sorted(rule.level.unique().tolist()) == list(range(int(rule.level.max()) + 1))
+    assert int(rule.level.max()) + 1 <= max(1, np.ceil(np.log2(size)))
+    first = (rule.level == 0).nonzero()[:, 0]
+    assert (first.diff() == max(1, size // 2)).all()
+    left, passes = torch.ones(size, dtype=torch.bool), 0
+    while left.any():
+        chosen = rule.commit(View(torch.zeros(size, 2).double(), torch.zeros(size).long(), left, passes, RNG))
+        assert chosen.any() and not (chosen & ~left).any()
+        left, passes = left & ~chosen, passes + 1
+    assert passes == int(rule.level.max()) + 1
+
+
+def test_dilated_positions_in_doubt_wait_but_not_for_ever():
+    rule = Levels(0.8)
+    rule.begin(4)  # 0 and 2, then 1 and 3
+    here = view([0.9, 0.7, 0.6, 0.7], [True] * 4)
+    assert rule.commit(here).tolist() == [True, False, False, False]
+    last = View(here.logits, here.tokens, torch.tensor([False, True, True, True]), 1, RNG)
+    assert rule.commit(last).tolist() == [False, True, True, True]
+
+
+def test_spans_are_fixed_where_estimates_agree_and_filled_before_the_next():
+    rule = Spans(explore=3, tau_span=0.6, tau_fast=0.95)
+    rule.begin(8)
+    p = [0.8, 0.9, 0.7, 0.75, 0.5, 0.51, 0.5, 0.5]
+    masked = [True] * 8
+    for expected in (1, 0, 3):  # explores: the most confident one each time, though the span stands still at once
+        chosen = rule.commit(view([0.5 if m is False else c for c, m in zip(p, masked, strict=True)], masked))
+        assert chosen.nonzero().flatten().tolist() == [expected]
+        masked[expected] = False
+    assert (rule.first, rule.last, rule.fixed) == (0, 4, True)
+    later = [0.5, 0.5, 0.7, 0.5, 0.99, 0.98, 0.5, 0.5]
+    assert rule.commit(view(later, masked)).nonzero().flatten().tolist() == [2]  # fills the span and no more
+    masked[2] = False
+    assert rule.commit(view(later, masked)).nonzero().flatten().tolist() == [4, 5]
+    assert rule.first == 4 and not rule.fixed
+
+
+def test_a_shadow_sees_all_but_its_own_token_and_nobody_sees_shadows(tiny_masked, monkeypatch):
+    mask, forward, first = tiny_masked.mask_id, tiny_masked.decoder.forward, []
+    x = torch.cat((prompt(6), torch.tensor([mask, 20, 30, mask])))
+    plain, shadowed = Exact(tiny_masked).refresh(x, 6), Shadowed(tiny_masked)
+    keep = lambda layer, stream: first.append(stream[0].clone()) if layer == 0 else None  # noqa: E731
+    monkeypatch.setattr(tiny_masked.decoder, "forward", lambda *a, **named: forward(*a, **named, hook=keep))
+    found = shadowed.step(x, 6, 10)
+    torch.testing.assert_close(found[[0, 3]], plain[[0, 3]])  # masked positions: as if there were no shadows
+    assert not torch.allclose(found[[1, 2]], plain[[1, 2]])
+    x[7] = 55
+    shadowed.step(x, 6, 10)
+    before, after = (stream[10:] for stream in first)  # of the four shadows behind the first layer
+    torch.testing.assert_close(after[1], before[1])
+    assert all(not torch.allclose(after[n], before[n]) for n in (0, 2, 3))
+    assert shadowed.rows == 2 * (10 + 4)
+
+
+def test_wino_takes_back_the_least_believed_but_fewer_than_were_accepted():
+    rule = WideInNarrowOut(0.6, 0.9)
+    rule.begin(6)
+    chosen = rule.commit(view([0.7, 0.8, 0.65, 0.5, 0.4, 0.3], [True] * 6))
+    assert chosen.tolist() == [True, True, True, False, False, False]
+    assert not rule.take_back(view([0.7] * 6, [True] * 6), chosen).any() and rule.accepted == 3
+    here = view([0.5, 0.95, 0.7, 0.9, 0.8, 0.3], [False, False, False, True, True, True])
+    chosen = rule.commit(here)
+    assert chosen.tolist() == [False, False, False, True, True, False]
+    assert rule.take_back(here, chosen).tolist() == [True, False, True, False, False, False]
+    alone = view([0.5] * 6, [False] * 5 + [True])
+    assert not rule.take_back(alone, rule.commit(alone)).any()  # one token alone takes nothing back
+
+
+def test_wino_comes_to_an_end(tiny_masked):
+    for n in (2, 9):
+        found = Wino(0.0, 1.1, block=16).build(tiny_masked, Inputs()).generate(prompt(n), 32, RNG)
+        assert sum(found.cost.accepted_per_pass) == 32 and tiny_masked.mask_id not in found.tokens.tolist()
+
+
+def test_the_oracle_gives_the_static_answer_in_no_more_passes(tiny_masked):
+    static = BlockSampler(tiny_masked, TopK("low_confidence", 1), BLOCK)
+    oracle = Learn2PD(gate="oracle").build(tiny_masked, Inputs())
+    for n in (3, 8):
+        one, other = static.generate(prompt(n), 40, RNG), oracle.generate(prompt(n), 40, RNG)
+        assert one.tokens.tolist() == other.tokens.tolist() and other.cost.passes <= one.cost.passes
+        assert sum(other.cost.accepted_per_pass) == 40
+
+
+def test_what_is_observed_of_a_decoder_adds_up(tiny_masked):
+    system = BlockSampler(tiny_masked, AtLeast(0.02), 8)  # a random model is never sure of more
+    answer = system.generate(prompt(5), 24, RNG)
+    truth = torch.full((24,), 7)
+    truth[: len(answer.tokens)] = answer.tokens
+    found = observe(system, prompt(5), truth, RNG)
+    assert found["written"] == 24 and found["early_passes"] <= answer.cost.passes
+    assert found["late_passes"] == 0 and found["near_1"] == 0  # nothing is certain
+    wrong = observe(system, prompt(5), truth.where(truth == tiny_masked.mask_id, torch.tensor(-5)), RNG)
+    assert wrong["early_passes"] == answer.cost.passes and wrong["excess"] > found["excess"]
 
 
 def test_local_leap_relaxes_near_anchors_only():

@@ -10,7 +10,7 @@ import torch
 from parsimony.benchmarks.parallel_bench import lists, puzzles, theory, writing
 from parsimony.benchmarks.parallel_bench.ideal import Ideal
 from parsimony.benchmarks.parallel_bench.tasks import CERTAIN, GROUPS, example, examples, grade
-from parsimony.methods.diffusion.freedave import FreeDaveSampler
+from parsimony.methods.diffusion.freedave import FreeDave, FreeDaveSampler
 from parsimony.methods.diffusion.sampler import BlockSampler
 from parsimony.methods.diffusion.static_unmasking import TopK
 from parsimony.methods.diffusion.threshold_unmasking import AtLeast
@@ -127,7 +127,7 @@ def test_freedave_of_the_exact_model_is_its_static_decoder(task):
     answers, rng = torch.from_numpy(table(task, 4)), np.random.default_rng(0)
     nothing, n = torch.empty(0, dtype=torch.int64), answers.shape[1]
     static = BlockSampler(Tokens(), TopK("low_confidence", 1)).unmask(Ideal(answers, 0, 128, 0), nothing, n, rng)
-    found = FreeDaveSampler(Tokens(), 4, None, "none").unmask(Ideal(answers, 0, 128, 0), nothing, n, rng)
+    found = FreeDaveSampler(Tokens(), FreeDave(4)).unmask(Ideal(answers, 0, 128, 0), nothing, n, rng)
     assert torch.equal(found.tokens, static.tokens) and found.cost.passes <= static.cost.passes
 
 

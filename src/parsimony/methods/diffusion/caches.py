@@ -77,6 +77,8 @@ class Prefix(Exact):
     """Keys and values of what stands before the block are kept until its end."""
 
     stale = True
+    layout = "batch"
+    """How several states run over the cache: each over a copy of it, or as branches of one row (a tree)."""
 
     def enter(self, begin: int, stop: int) -> None:
         self.cache.truncate(begin)
@@ -88,12 +90,18 @@ class Prefix(Exact):
         return self._branches(states, begin, states.shape[1])[:, : stop - begin]
 
     def _branches(self, states: Tensor, first: int, last: int) -> Tensor:
-        """Logits of rows ``first`` to ``last`` of each state, each over a copy of the cached entries."""
-        d = len(states)
+        """Logits of rows ``first`` to ``last`` of each state over the cached entries and the state's own."""
+        d, size = len(states), last - first
+        self.partial, self.rows = self.partial + 1, self.rows + d * size
+        if self.layout == "tree":
+            kept, branch = len(self.cache), torch.arange(d).repeat_interleave(size)
+            ids, positions = states[:, first:last].reshape(1, -1), torch.arange(first, last).repeat(d)[None]
+            logits = self.decoder.forward(ids, self.cache, positions=positions, tree=branch[:, None] == branch)
+            self.cache.truncate(kept)
+            return logits.view(d, size, -1)
         copies = copy.copy(self.cache)
         copies.lengths = list(self.cache.lengths)
         copies.select(torch.zeros(d, dtype=torch.int64))
-        self.partial, self.rows = self.partial + 1, self.rows + d * (last - first)
         positions = torch.arange(first, last).expand(d, -1)
         return self.decoder.forward(states[:, first:last], copies, positions=positions)
 

@@ -40,8 +40,6 @@ class Budget:
         pass
 
     def commit(self, view: View) -> Tensor:
-        p = view.probs
-        H = -(p * p.clamp(min=1e-300).log()).sum(-1)  # [B] nats
-        ranked = H[view.masked].sort().values
+        ranked = view.entropy[view.masked].sort().values
         n = int((ranked.cumsum(0) - ranked <= self.gamma).sum())  # sorted, the largest so far is the last
-        return view.best(-H, max(n, 1))
+        return view.best(-view.entropy, max(n, 1))

@@ -76,6 +76,11 @@ class View:
         chosen = self.probs.gather(-1, self.tokens[:, None])[:, 0]
         return chosen.where(self.masked, torch.tensor(-torch.inf, dtype=chosen.dtype))
 
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy [B] in nats of each position's distribution."""
+        return torch.special.entr(self.probs).sum(-1)
+
     def best(self, scores: Tensor, count: int) -> Tensor:
         """Mask [B] of the ``count`` masked positions with the highest ``scores`` [B]; the lowest index wins ties."""
         scores = scores.where(self.masked, torch.tensor(-torch.inf, dtype=scores.dtype))

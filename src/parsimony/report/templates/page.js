@@ -88,10 +88,14 @@ function draw(plot) {
       const end = line.points[line.points.length - 1];
       add(inside, "text", { x: px(end[0]) - 8, y: py(end[1]) - 10, "text-anchor": "end" }, line.label);
     }
+    const taken = plot.dots.map((d) => [px(d.x) - 5, px(d.x) + 5, py(d.y) - 5, py(d.y) + 5]);
     for (const dot of plot.dots) {
       mark(inside, dot.x, dot.y, dot.colour, dot.label);
-      const right = px(dot.x) > W * 0.6;
-      add(inside, "text", { x: px(dot.x) + (right ? -9 : 9), y: py(dot.y) + 4, "text-anchor": right ? "end" : "start" }, dot.label);
+      const right = px(dot.x) > W * 0.6, x = px(dot.x) + (right ? -9 : 9), y = py(dot.y) + 4;
+      const text = add(inside, "text", { x, y, "text-anchor": right ? "end" : "start" }, dot.label);
+      const wide = text.getComputedTextLength(), box = [right ? x - wide : x, right ? x : x + wide, y - 10, y + 2];
+      // Where labels would lie on one another the first stays; zooming in or pointing at a mark shows the others.
+      if (taken.some((t) => t[0] < box[1] && box[0] < t[1] && t[2] < box[3] && box[2] < t[3])) text.remove(); else taken.push(box);
     }
   }
   function toData(event) {
