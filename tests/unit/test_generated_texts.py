@@ -1,4 +1,4 @@
-"""Sums, JSON objects and small functions: requests, graders, and what is measured beside an answer."""
+"""Calculations, JSON objects and small functions: requests, graders, and what is measured beside an answer."""
 
 from random import Random
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parsimony.benchmarks import grammar_texts, scratch_pad
-from parsimony.benchmarks.scratch_pad import ScratchPad, Sum
+from parsimony.benchmarks.scratch_pad import Calculation, ScratchPad
 from parsimony.interfaces import Cost, Generation
 from parsimony.recipes import task_mix
 
@@ -24,12 +24,12 @@ def test_right_answers_score_and_spoilt_ones_do_not(module):
             assert one.score(one.answer[:at]) == 0
 
 
-def test_sums_are_worked_out_line_by_line():
-    asked = Sum("lines", 7, ((3, -2), (5,)))
-    assert asked.prompt.rstrip("|") == "lines|7|+3-2|+5" and asked.answer == "7+3-2=8\n8+5=13"
-    assert asked.score("nonsense=13") == 0 and asked.score("7+3-2=8\n8+5=14") == 0
-    wrapped = Sum("wrapped", 7, ((3, -2), (5,)))
-    assert wrapped.answer == "7+3-2=8\n;8+5=13" and wrapped.score("7+3-2=8;8+5=13") == 1
+def test_last_digits_are_worked_out_step_by_step():
+    asked = Calculation("lines", 3, (("+3", "*7"), ("-5",)))
+    assert asked.prompt.rstrip("|") == "lines|3|+3*7|-5" and asked.answer == "3+3=6*7=2\n2-5=7"
+    assert asked.score("3+3=6*7=2\n2-5=8") == 0 and asked.score("nonsense=7") == 0
+    wrapped = Calculation("wrapped", 3, (("+3", "*7"), ("-5",)))
+    assert wrapped.answer == "3+3=6*7\n=2;2-5=\n7" and wrapped.score("3+3=6*7=2;2-5=7") == 1
 
 
 @pytest.mark.parametrize(

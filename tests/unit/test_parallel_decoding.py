@@ -84,3 +84,11 @@ def test_the_filter_has_2112_parameters():
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
     assert sum(tensor.numel() for tensor in weights.values()) == 2112
     assert learn2pd.logits(weights, torch.rand(3, 32)).shape == (3, 32)
+
+
+def test_answers_shorter_than_a_block_are_distilled_too(network):
+    questions = asked(5)
+    questions.answers = recipe.static_answers(network, questions)
+    c, labels, whose = recipe.replay(network, questions)
+    assert c.shape[1] == labels.shape[1] == learn2pd.BLOCK and not bool(labels[:, 5:].any())
+    assert torch.isfinite(recipe.forced(network, questions, 0, torch.rand(5, learn2pd.BLOCK) < 0.5, 2.0))

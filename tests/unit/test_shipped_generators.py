@@ -14,8 +14,8 @@ from parsimony.recipes import task_mix
 ASSETS = ROOT / "results" / "published" / "assets"
 
 
-@pytest.mark.parametrize("key", ["symbol_lists", "symbol_lists_twin"])
-def test_lists_with_one_right_answer_are_solved_one_token_at_a_time(key):
+@pytest.mark.parametrize("key", ["symbol_lists", "symbol_lists_twin", "sentences", "puzzles", "sums", "json_and_code"])
+def test_tasks_with_one_right_answer_are_solved_one_token_at_a_time(key):
     params = make_plan([], ROOT).lock[key].params
     found = task_mix.accuracies(ASSETS / key, params["mix"], params["causal"], count=20)
     assert min(found[task] for task in params["certain"]) >= params["floor"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from parsimony.benchmarks.unmasked import Unmasked, filled
+from parsimony.benchmarks.unmasked import Forms, filled
 from parsimony.interfaces import Workbench
 
 LENGTH = 64
@@ -78,11 +78,9 @@ def _object(rng: Random) -> Request:
         inner = keys[-1]
         wanted = {key: wanted[key] for key in keys[:-2]} | {keys[-2]: {inner: wanted[inner]}}
     answer = json.dumps(wanted)
-    return (
-        _object(rng)
-        if len(answer) > CHARACTERS
-        else Request("json", filled(f"json|{_told(wanted)}|", 32), answer, wanted)
-    )
+    if len(answer) > CHARACTERS:
+        return _object(rng)
+    return Request("json", filled(f"json|{_told(wanted)}|", 32), answer, wanted)
 
 
 def _told(wanted: dict) -> str:
@@ -207,26 +205,13 @@ def _value(node, names: dict) -> int:
     return total
 
 
-class GrammarTexts(Unmasked):
-    """Requests for JSON objects and small functions: do answers parse, do they do what is asked, what do checks cost?
+class GrammarTexts(Forms):
+    """JSON objects and small functions: do answers parse, do they do what is asked, what do checks cost?"""
 
-    Parameters
-    ----------
-    dtype : str
-    timed : bool
-    items : int
-        A form.
-    """
+    FORMS, LENGTH = FORMS, LENGTH
 
-    def __init__(self, dtype: str, timed: bool, items: int):
-        self.dtype, self.timed, self.count = dtype, timed, items
-
-    def requests(self):
-        for form in FORMS:
-            yield from ((form, one) for one in requests(form, self.count))
-
-    def length(self, asked: Request, model) -> int:
-        return LENGTH
+    def drawn(self, form: str, count: int) -> list[Request]:
+        return requests(form, count)
 
     def grade(self, asked: Request, text: str) -> dict[str, float]:
         return {"score": asked.score(text), "parses": float(asked.parses(text))}

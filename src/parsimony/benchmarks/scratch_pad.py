@@ -1,105 +1,110 @@
-"""Sums worked out line by line: short answers in a long window, whose lines are what belongs together."""
+"""Last digits worked out step by step: short answers in a long window, whose lines are what belongs together.
+
+Steps do not commute, so a small network cannot foresee the last digit; it has to write down the ones before.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 
-from parsimony.benchmarks.unmasked import Unmasked, filled
+import torch.nn.functional as F
+
+from parsimony.benchmarks.unmasked import Forms, filled
+from parsimony.interfaces import Workbench
+from parsimony.methods.diffusion.sampler import BlockSampler
+from parsimony.methods.diffusion.watched import observe
 
 LENGTH = 96
-"""Tokens of an answer, filled up with the end token; those of a sum are 10 to 45."""
+"""Tokens of an answer, filled up with the end token; those of a calculation are 9 to 55."""
 FORMS = ("lines", "wrapped")
 WIDTH = 7
 """Tokens of a line of wrapped text, whose breaks mean nothing."""
-LARGEST = 19
+STEPS = [f"{sign}{n}" for sign in "+-" for n in range(1, 6)] + ["*3", "*7", "*9"] * 3
+"""What a step may be; half of them multiply, and only by what keeps all digits apart."""
 SEED = 62000
 
 
 @dataclass(frozen=True)
-class Sum:
-    """A number and what is added to it, line by line.
+class Calculation:
+    """A digit and what is done to it, line by line; only last digits are kept.
 
     Attributes
     ----------
     form : {"lines", "wrapped"}
-        Whether a line ends with each intermediate result, or after `WIDTH` tokens.
+        Whether a line ends with its steps, or after `WIDTH` tokens.
     start : int
-    terms : tuple of tuple of int
-        What each line adds, in order; no result leaves 0 to `LARGEST`.
+    steps : tuple of tuple of str
+        The steps of each line, such as ``+3`` or ``*7``.
     """
 
     form: str
     start: int
-    terms: tuple[tuple[int, ...], ...]
+    steps: tuple[tuple[str, ...], ...]
 
     @property
     def prompt(self) -> str:
         """The request."""
-        return filled(f"{self.form}|{self.start}|" + "|".join(map(_added, self.terms)) + "|", 32)
+        return filled(f"{self.form}|{self.start}|" + "|".join(map("".join, self.steps)) + "|", 32)
 
     @property
     def answer(self) -> str:
-        """All lines; each begins with the result of the one before."""
+        """All lines; each begins with the result of the one before, and says every result."""
         lines, value = [], self.start
-        for terms in self.terms:
-            lines.append(f"{value}{_added(terms)}={value + sum(terms)}")
-            value += sum(terms)
+        for steps in self.steps:
+            line = str(value)
+            for step in steps:
+                value = after(value, step)
+                line += f"{step}={value}"
+            lines.append(line)
         if self.form == "lines":
             return "\n".join(lines)
         text = ";".join(lines)
         return "\n".join(text[at : at + WIDTH] for at in range(0, len(text), WIDTH))
 
     def score(self, text: str) -> float:
-        """1 if there are as many results as lines, and the last one is right."""
-        last = text.replace("\n", "").rpartition("=")[2]
-        return float(text.count("=") == len(self.terms) and last == str(self.start + sum(map(sum, self.terms))))
+        """1 if there are as many results as steps, and the last one is right."""
+        results = text.replace("\n", "").split("=")
+        return float(
+            len(results) == 1 + sum(map(len, self.steps)) and results[-1] == self.answer.rpartition("=")[2].strip()
+        )
 
 
-def _added(terms: tuple[int, ...]) -> str:
-    return "".join(f"{term:+d}" for term in terms)
+def after(value: int, step: str) -> int:
+    """Last digit behind one step."""
+    n = int(step[1:])
+    return {"+": value + n, "-": value - n, "*": value * n}[step[0]] % 10
 
 
-def request(form: str, rng: Random) -> Sum:
-    """A random sum of 2 to 5 lines with one or two terms each."""
-    value = start = rng.randint(0, LARGEST)
-    lines = []
-    for _ in range(rng.randint(2, 5)):
-        terms: list[int] = []
-        for _ in range(rng.randint(1, 2)):
-            term = rng.choice([t for t in range(-9, 10) if t and 0 <= value + t <= LARGEST])
-            terms.append(term)
-            value += term
-        lines.append(tuple(terms))
-    return Sum(form, start, tuple(lines))
+def request(form: str, rng: Random) -> Calculation:
+    """A random calculation of 2 to 5 lines with one or two steps each."""
+    lines = tuple(tuple(rng.choices(STEPS, k=rng.randint(1, 2))) for _ in range(rng.randint(2, 5)))
+    return Calculation(form, rng.randint(0, 9), lines)
 
 
-def requests(form: str, count: int) -> list[Sum]:
+def requests(form: str, count: int) -> list[Calculation]:
     """``count`` test requests, the same on every machine."""
     rng = Random(SEED + FORMS.index(form))
     return [request(form, rng) for _ in range(count)]
 
 
-class ScratchPad(Unmasked):
-    """Sums in lines, and the same sums wrapped at a fixed width as a control.
+class ScratchPad(Forms):
+    """Calculations in lines, and such ones wrapped at a fixed width as a control.
 
-    Parameters
-    ----------
-    dtype : str
-    timed : bool
-    items : int
-        A form.
+    Of decoders without a cache and an early stop it also says what `observe` does, in a second run that is not timed.
     """
 
-    def __init__(self, dtype: str, timed: bool, items: int):
-        self.dtype, self.timed, self.count = dtype, timed, items
+    FORMS, LENGTH = FORMS, LENGTH
 
-    def requests(self):
-        for form in FORMS:
-            yield from ((form, one) for one in requests(form, self.count))
+    def drawn(self, form: str, count: int) -> list[Calculation]:
+        return requests(form, count)
 
-    def length(self, asked: Sum, model) -> int:
-        return LENGTH
-
-    def grade(self, asked: Sum, text: str) -> dict[str, float]:
+    def grade(self, asked: Calculation, text: str) -> dict[str, float]:
         return {"score": asked.score(text), "exact_match": float(text == asked.answer)}
+
+    def beside(self, asked: Calculation, system, model, bench: Workbench, item: str) -> dict[str, float]:
+        if self.timed or type(system) is not BlockSampler or (system.caching, system.stop) != ("none", "never"):
+            return {}
+        answer = model.encode(asked.answer)
+        truth = F.pad(answer, (0, LENGTH - len(answer)), value=min(model.stop_ids))
+        return observe(system, model.encode(asked.prompt), truth, bench.rng(item))

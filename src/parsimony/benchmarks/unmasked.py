@@ -103,3 +103,32 @@ class Unmasked:
             numbers |= {"oracle_score": best["score"], "oracle_passes": best["forward_passes"]}
             outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
         return outcome
+
+
+class Forms(Unmasked):
+    """Benchmarks whose requests come in a few forms, all answered in a window of one length.
+
+    Parameters
+    ----------
+    dtype : str
+    timed : bool
+    items : int
+        A form.
+    """
+
+    FORMS: tuple[str, ...]
+    LENGTH: int
+
+    def __init__(self, dtype: str, timed: bool, items: int):
+        self.dtype, self.timed, self.count = dtype, timed, items
+
+    def drawn(self, form: str, count: int) -> list:
+        """``count`` test requests of a form, the same on every machine."""
+        raise NotImplementedError
+
+    def requests(self):
+        for form in self.FORMS:
+            yield from ((form, one) for one in self.drawn(form, self.count))
+
+    def length(self, asked, model) -> int:
+        return self.LENGTH

@@ -18,15 +18,17 @@ from parsimony.errors import UserError
 from parsimony.methods.diffusion.learn2pd import BLOCK
 from parsimony.recipes.task_mix import END, MASK, requests, run
 
-SOURCES = ("text_writing", "grammar_texts", "scratch_pad")
-"""Whose requests are answered, in equal parts; not those of the benchmarks."""
+GROUPS = 4
+"""Groups of questions; answers of a group have one length."""
 BATCH = 64
 HELD_OUT = 0.1
 """Share of the prompts (not of the records) on which floors are checked."""
 
 
-def train_filter(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates: int, rate: float, floor: float,
-                 seed: int):  # fmt: skip
+def train_filter(
+    out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, updates: int, rate: float,
+    floor: float, seed: int,
+):  # fmt: skip
     """Learn2PD's filter: replay each static answer with the oracle, and learn which positions it would commit.
 
     In each pass of the replay the label of a position is whether its prediction (or the token that stands there) is
@@ -36,6 +38,8 @@ def train_filter(out: Path, inputs: dict[str, Path], model: str, prompts: int, u
 
     Parameters
     ----------
+    mix : list of str
+        What the requests are of (`task_mix.KINDS`); none is one of a benchmark's.
     floor : float
         Least accuracy of the filter on records of held-out prompts.
 
@@ -47,7 +51,7 @@ def train_filter(out: Path, inputs: dict[str, Path], model: str, prompts: int, u
     torch.manual_seed(seed)
     network, tokenizer = load(inputs[model])
     train, held = [], []
-    for asked in questions(tokenizer, prompts, seed):
+    for asked in questions(tokenizer, mix, prompts, seed):
         asked.answers = static_answers(network, asked)
         learnt = int(len(asked.prompts) * (1 - HELD_OUT))
         c, labels, whose = replay(network, asked)
@@ -74,8 +78,10 @@ def train_filter(out: Path, inputs: dict[str, Path], model: str, prompts: int, u
     save_file(weights, out / "filter.safetensors")
 
 
-def distil(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates: int, rate: float, rank: int,
-           beta: float, fall: float, seed: int):  # fmt: skip
+def distil(
+    out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, updates: int, rate: float, rank: int,
+    beta: float, fall: float, seed: int,
+):  # fmt: skip
     """dParallel: LoRA on the model's own static answers with certainty forcing; writes the merged model.
 
     Of an answer's blocks of 32 tokens one is drawn; those before it are clean, those behind it masked, both without a
@@ -85,6 +91,8 @@ def distil(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates
 
     Parameters
     ----------
+    mix : list of str
+        As of `train_filter`.
     fall : float
         Largest share of the mean entropy of right predictions that may be left on held-out answers.
 
@@ -95,7 +103,7 @@ def distil(out: Path, inputs: dict[str, Path], model: str, prompts: int, updates
     """
     torch.manual_seed(seed)
     network, tokenizer = load(inputs[model])
-    groups = questions(tokenizer, prompts, seed)
+    groups = questions(tokenizer, mix, prompts, seed)
     for asked in groups:
         asked.answers = static_answers(network, asked)
     network.requires_grad_(False)
@@ -157,11 +165,11 @@ class Questions:
         return logits[:, self.prompts.shape[1] :].index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
-def questions(tokenizer, count: int, seed: int) -> list[Questions]:
-    """``count`` requests, one group a source."""
+def questions(tokenizer, mix: list[str], count: int, seed: int) -> list[Questions]:
+    """``count`` requests in `GROUPS`, the kinds in turns."""
     rng, groups = Random(seed + 1_000_003), []
-    for source in SOURCES:
-        texts, _, length = requests(source, count // len(SOURCES), rng)
+    for n in range(GROUPS):
+        texts, _, length = requests(mix[n % len(mix)], count // GROUPS, rng)
         ids = [each.ids for each in tokenizer.encode_batch(texts)]
         widest = max(map(len, ids))
         prompts = torch.tensor([[END] * (widest - len(row)) + row for row in ids])
@@ -227,7 +235,7 @@ def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> 
         Which of its tokens are masked.
     """
     masked = torch.zeros_like(asked.answers, dtype=torch.bool)
-    masked[:, begin : begin + BLOCK] = half
+    masked[:, begin : begin + BLOCK] = half[:, : masked.shape[1] - begin]
     unseen = masked.clone()
     unseen[:, begin + BLOCK :] = True
     logits = asked.logits(network, asked.answers.where(~unseen, torch.tensor(MASK)))[masked]

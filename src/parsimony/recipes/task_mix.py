@@ -1,7 +1,7 @@
 """A masked diffusion model and its autoregressive twin on generated tasks: same size, same data, minutes each.
 
-The tasks: those of ParallelBench, lists of single letters (the setting of its theory), sums worked out line by line,
-JSON objects and small functions.
+The tasks: those of ParallelBench, lists of single letters (the setting of its theory), calculations, JSON objects and
+small functions.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from torch import Tensor
 
 from parsimony.benchmarks import grammar_texts, scratch_pad
 from parsimony.benchmarks.parallel_bench import lists, writing
-from parsimony.benchmarks.parallel_bench.tasks import GROUPS, LENGTH, Example, example, examples, grade
+from parsimony.benchmarks.parallel_bench.tasks import LENGTH, Example, example, examples, grade
 from parsimony.benchmarks.unmasked import PIECES
 from parsimony.errors import UserError
 
 SPECIAL = ["<mask>", "<end>", "<unknown>"]
 MASK, END = 0, 1
-KINDS = ("parallel_bench", "symbols", "text_writing", "grammar_texts", "scratch_pad")
-"""Kinds of texts; all answers of a kind have one length, but those of symbol lists."""
 MODULES = {"grammar_texts": grammar_texts, "scratch_pad": scratch_pad}
-OFTEN = [*GROUPS, *lists.SEEDS, *lists.SEEDS, "sort", "sort", "sort"]
-"""What requests of ParallelBench are drawn from: lists are learnt more slowly than sentences, sorted ones slowest."""
+TASKS = {"names": [*lists.SEEDS], "writing": [*writing.TASKS], "puzzles": ["latin_square", "sudoku"]}
+"""Tasks of ParallelBench with answers of one length."""
+KINDS = ("symbols", *TASKS, *MODULES)
+"""Kinds of texts; all answers of a kind have one length, but those of symbol lists."""
+
+
+WINDOWS = {"scratch_pad": (48, 48, 96)}
+"""Answers of these kinds are mostly learnt from their beginnings: nothing is harder behind them, and all is dearer."""
 
 
 def train(
@@ -103,9 +107,8 @@ def requests(source: str, count: int, rng: Random) -> tuple[list[str], list[str]
         while len(drawn) < count:
             one = example(rng.choice(sorted(lists.SEEDS)), rng, symbols=True)
             drawn += [one] if len(one.answer) == length else []
-    elif source in ("parallel_bench", "text_writing"):
-        tasks = OFTEN if source == "parallel_bench" else writing.TASKS
-        drawn, length = [example(rng.choice(tasks), rng) for _ in range(count)], LENGTH
+    elif source in TASKS:
+        drawn, length = [example(rng.choice(TASKS[source]), rng) for _ in range(count)], LENGTH
     else:
         module = MODULES[source]
         drawn, length = [module.request(rng.choice(module.FORMS), rng) for _ in range(count)], module.LENGTH
@@ -113,15 +116,13 @@ def requests(source: str, count: int, rng: Random) -> tuple[list[str], list[str]
 
 
 def batches(tokenizer, mix: list[str], size: int, seed: int):
-    """Prompts [B, P] padded on the left, lengths of the padding [B], and answers [B, L], for ever.
-
-    Longer answers come in smaller batches.
-    """
+    """Prompts [B, P] padded on the left, lengths of the padding [B], and answers [B, L], for ever."""
     rng, n = Random(seed), 0
     while True:
         source = mix[n % len(mix)]
-        count = size // 2 if source in MODULES else size
-        prompts, answers, length = requests(source, count, rng)
+        prompts, answers, length = requests(source, size, rng)
+        if source in WINDOWS:
+            length = rng.choice(WINDOWS[source])
         prompts = [each.ids for each in tokenizer.encode_batch(prompts)]
         answers = [each.ids for each in tokenizer.encode_batch(answers)]
         widest = max(map(len, prompts))
@@ -129,7 +130,7 @@ def batches(tokenizer, mix: list[str], size: int, seed: int):
         yield (
             torch.tensor([[END] * (widest - len(ids)) + ids for ids in prompts]),
             pads,
-            torch.tensor([ids + [END] * (length - len(ids)) for ids in answers]),
+            torch.tensor([(ids + [END] * length)[:length] for ids in answers]),
         )
         n += 1
 
@@ -217,7 +218,7 @@ def accuracies(folder: Path, mix: list[str], causal: bool, count: int = 40) -> d
             for task in lists.SEEDS:
                 asked[task] = [(one, len(one.answer)) for one in examples(task, count, symbols=True)]
         else:
-            for task in GROUPS if source == "parallel_bench" else writing.TASKS:
+            for task in TASKS[source]:
                 asked[task] = [(one, LENGTH) for one in examples(task, count)]
 
     def right(one, length: int) -> float:
