@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from parsimony.errors import UserError
 from parsimony.methods.diffusion.learn2pd import BLOCK
-from parsimony.recipes.task_mix import END, MASK, requests, run
+from parsimony.recipes.task_mix import MASK, left_padded, requests, run
 
 GROUPS = 4
 """Groups of questions; answers of a group have one length."""
@@ -170,11 +170,7 @@ def questions(tokenizer, mix: list[str], count: int, seed: int) -> list[Question
     rng, groups = Random(seed + 1_000_003), []
     for n in range(GROUPS):
         texts, _, length = requests(mix[n % len(mix)], count // GROUPS, rng)
-        ids = [each.ids for each in tokenizer.encode_batch(texts)]
-        widest = max(map(len, ids))
-        prompts = torch.tensor([[END] * (widest - len(row)) + row for row in ids])
-        pads = torch.tensor([widest - len(row) for row in ids])
-        groups.append(Questions(prompts, pads, torch.full((len(ids), length), MASK)))
+        groups.append(Questions(*left_padded(tokenizer, texts), torch.full((len(texts), length), MASK)))
     return groups
 
 

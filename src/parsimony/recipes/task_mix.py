@@ -30,9 +30,7 @@ TASKS = {"names": [*lists.SEEDS], "writing": [*writing.TASKS], "puzzles": ["lati
 """Tasks of ParallelBench with answers of one length."""
 KINDS = ("symbols", *TASKS, *MODULES)
 """Kinds of texts; all answers of a kind have one length, but those of symbol lists."""
-
-
-WINDOWS = {"scratch_pad": (48, 48, 96)}
+WINDOWS = {"scratch_pad": (48, 48, scratch_pad.LENGTH)}
 """Answers of these kinds are mostly learnt from their beginnings: nothing is harder behind them, and all is dearer."""
 
 
@@ -123,16 +121,17 @@ def batches(tokenizer, mix: list[str], size: int, seed: int):
         prompts, answers, length = requests(source, size, rng)
         if source in WINDOWS:
             length = rng.choice(WINDOWS[source])
-        prompts = [each.ids for each in tokenizer.encode_batch(prompts)]
         answers = [each.ids for each in tokenizer.encode_batch(answers)]
-        widest = max(map(len, prompts))
-        pads = torch.tensor([widest - len(ids) for ids in prompts])
-        yield (
-            torch.tensor([[END] * (widest - len(ids)) + ids for ids in prompts]),
-            pads,
-            torch.tensor([(ids + [END] * length)[:length] for ids in answers]),
-        )
+        yield *left_padded(tokenizer, prompts), torch.tensor([(ids + [END] * length)[:length] for ids in answers])
         n += 1
+
+
+def left_padded(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, P] of texts, padded on the left, and the lengths of the padding [B]."""
+    rows = [each.ids for each in tokenizer.encode_batch(texts)]
+    widest = max(map(len, rows))
+    ids = torch.tensor([[END] * (widest - len(row)) + row for row in rows])
+    return ids, torch.tensor([widest - len(row) for row in rows])
 
 
 def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) -> None:
