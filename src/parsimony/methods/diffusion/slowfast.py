@@ -43,7 +43,7 @@ class Spans:
         self.explore, self.tau_span, self.tau_fast = explore, tau_span, tau_fast
 
     def begin(self, size: int) -> None:
-        self.size, self.first, self.last, self.fixed = size, 0, size, False
+        self.first, self.last, self.fixed = 0, size, False
         self.estimates: list[int] = []
 
     def commit(self, view: View) -> Tensor:
