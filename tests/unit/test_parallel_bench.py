@@ -18,7 +18,7 @@ from parsimony.methods.diffusion.threshold_unmasking import AtLeast
 
 def table(task: str, n: int) -> np.ndarray:
     """Equally likely answers of the theory, as numbers; of shuffle all permutations."""
-    query = lists.query(task, Random(n), n, symbols=True)
+    query = lists.query(task, Random(n), n, "letters")
     answers = query.answers() + ([query.items] if task == "shuffle" else [])
     return np.array([[ord(item) for item in answer] for answer in answers])
 
@@ -32,18 +32,18 @@ def test_every_right_answer_scores_and_seeds_decide(task):
     assert len({one.prompt for one in examples(task, 24)}) > 20
 
 
-@pytest.mark.parametrize("symbols", [False, True])
+@pytest.mark.parametrize("form", lists.FORMS)
 @pytest.mark.parametrize("task", lists.SEEDS)
-def test_answers_are_all_that_the_grader_takes(task, symbols):
+def test_answers_are_all_that_the_grader_takes(task, form):
     rng = Random(1)
     for n in (3, 4, 5):
-        query = lists.query(task, rng, n, symbols)
+        query = lists.query(task, rng, n, form)
         answers = query.answers()
         assert len(set(answers)) == len(answers) and (len(answers) == 1) == (task in lists.CERTAIN)
-        assert all(lists.score(query, lists.shown(answer, symbols)) == 1 for answer in answers)
+        assert all(lists.score(query, lists.shown(answer, form)) == 1 for answer in answers)
         for answer in answers:
-            assert lists.score(query, lists.shown(answer[:-1], symbols)) == (answer[:-1] in answers)
-            assert lists.score(query, lists.shown((*answer, answer[0]), symbols)) == 0
+            assert lists.score(query, lists.shown(answer[:-1], form)) == (answer[:-1] in answers)
+            assert lists.score(query, lists.shown((*answer, answer[0]), form)) == 0
     assert set(CERTAIN) - {"sudoku"} == set(lists.CERTAIN)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from parsimony.models.masked_image import (
     MaskedImage,
     VectorQuantiser,
 )
+from parsimony.recipes.task_mix import schedule
 
 HELD_OUT = 1000
 """Digits on which floors are checked; the file is shuffled first, its order is by class."""
@@ -174,7 +174,7 @@ def generate(
 def step(optimiser, loss: Tensor, rate: float, n: int, updates: int) -> None:
     """One update with a warm-up and a cosine."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * min(1, (n + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * n / updates))
+        group["lr"] = rate * schedule(n, updates)
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)

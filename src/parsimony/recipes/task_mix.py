@@ -26,11 +26,11 @@ from parsimony.errors import UserError
 SPECIAL = ["<mask>", "<end>", "<unknown>"]
 MASK, END = 0, 1
 MODULES = {"grammar_texts": grammar_texts, "scratch_pad": scratch_pad}
-TASKS = {"names": [*lists.SEEDS], "writing": [*writing.TASKS], "puzzles": ["latin_square", "sudoku"]}
+TASKS = {"writing": [*writing.TASKS], "puzzles": ["latin_square", "sudoku"]}
 """Tasks of ParallelBench with answers of one length."""
-KINDS = ("symbols", *TASKS, *MODULES)
-"""Kinds of texts; all answers of a kind have one length, but those of symbol lists."""
-WINDOWS = {"scratch_pad": (48, 48, scratch_pad.LENGTH)}
+KINDS = ("letters", *TASKS, *MODULES)
+"""Kinds of texts; all answers of a kind have one length, but those of lists."""
+WINDOWS = {"scratch_pad": (48, 48, 48, 48, scratch_pad.LENGTH), "writing": (16, 16, LENGTH)}
 """Answers of these kinds are mostly learnt from their beginnings: nothing is harder behind them, and all is dearer."""
 
 
@@ -99,11 +99,11 @@ def word_tokenizer():
 
 
 def requests(source: str, count: int, rng: Random) -> tuple[list[str], list[str], int]:
-    """Prompts, answers, and the length to which answers are filled up (symbol lists have no end: all are as long)."""
-    if source == "symbols":
+    """Prompts, answers, and the length to which answers are filled up (lists have no end: all are as long)."""
+    if source == "letters":
         length, drawn = rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 6, 7)), []  # lists of 3 to 6, one shorter or longer
         while len(drawn) < count:
-            one = example(rng.choice(sorted(lists.SEEDS)), rng, symbols=True)
+            one = example(rng.choice(sorted(lists.SEEDS)), rng, source)
             drawn += [one] if len(one.answer) == length else []
     elif source in TASKS:
         drawn, length = [example(rng.choice(TASKS[source]), rng) for _ in range(count)], LENGTH
@@ -146,7 +146,7 @@ def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) ->
     )
     network.train()
     for n, (prompts, pads, answers) in zip(range(updates), batches, strict=False):
-        now = rate * min(1, (n + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * n / updates))
+        now = rate * schedule(n, updates)
         loss = (next_token if causal else unmasking)(network, prompts, pads, answers, rng)
         network.zero_grad()
         loss.backward()
@@ -158,6 +158,11 @@ def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) ->
         if (n + 1) % 100 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
     network.eval()
+
+
+def schedule(n: int, updates: int) -> float:
+    """Share of the learning rate in the n-th update: a warm-up over 50, then a cosine down to a fiftieth."""
+    return min(1, (n + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * n / updates))
 
 
 def unmasking(network, prompts: Tensor, pads: Tensor, answers: Tensor, rng) -> Tensor:
@@ -213,9 +218,9 @@ def accuracies(folder: Path, mix: list[str], causal: bool, count: int = 40) -> d
         if source in MODULES:
             module = MODULES[source]
             asked |= {form: [(one, module.LENGTH) for one in module.requests(form, count)] for form in module.FORMS}
-        elif source == "symbols":
+        elif source == "letters":
             for task in lists.SEEDS:
-                asked[task] = [(one, len(one.answer)) for one in examples(task, count, symbols=True)]
+                asked[task] = [(one, len(one.answer)) for one in examples(task, count, source)]
         else:
             for task in TASKS[source]:
                 asked[task] = [(one, LENGTH) for one in examples(task, count)]

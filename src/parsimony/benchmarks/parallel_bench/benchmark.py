@@ -19,7 +19,7 @@ class ParallelBench(Unmasked):
     """Requests of the 17 tasks.
 
     An answer has 32 tokens to unmask, what follows its end included (as published: short answers look faster than
-    they are); with ``symbols`` items of lists are single letters, and an answer has as many tokens as its list.  Where
+    they are); an answer to a list of names alone or of letters has as many tokens as its list.  Where
     all right answers can be enumerated and the system unmasks, the exact model decodes the same request by the same
     strategy beside it (`Ideal`): ``ideal_score``.
 
@@ -28,26 +28,29 @@ class ParallelBench(Unmasked):
     dtype : str
     timed : bool
     tasks : list of str or None
-        All if None; of symbol lists the ten list tasks.
+        All if None; the ten list tasks if the form is not "printed".
     items : int
         A task; equally many of each list length.
-    symbols : bool
+    form : {"printed", "names", "letters"}
+        Of lists (`lists.FORMS`).
     """
 
-    def __init__(self, dtype: str, timed: bool, tasks: list | None, items: int, symbols: bool):
-        known = lists.SEEDS if symbols else GROUPS
+    def __init__(self, dtype: str, timed: bool, tasks: list | None, items: int, form: str):
+        if form not in lists.FORMS:
+            raise UserError(f"parallel_bench has no lists of form {form!r}; valid: {', '.join(lists.FORMS)}")
+        known = GROUPS if form == "printed" else lists.SEEDS
         for task in tasks or ():
             if task not in known:
                 raise UserError(f"parallel_bench has no task {task!r}; valid: {', '.join(known)}")
-        self.dtype, self.timed, self.count, self.symbols = dtype, timed, items, symbols
+        self.dtype, self.timed, self.count, self.form = dtype, timed, items, form
         self.tasks = list(tasks or known)
 
     def requests(self):
         for task in self.tasks:
-            yield from ((task, one) for one in examples(task, self.count, self.symbols))
+            yield from ((task, one) for one in examples(task, self.count, self.form))
 
     def length(self, asked: Example, model) -> int:
-        return len(model.encode(asked.answer)) if self.symbols else LENGTH
+        return LENGTH if self.form == "printed" else len(model.encode(asked.answer))
 
     def grade(self, asked: Example, text: str) -> dict[str, float]:
         numbers = {"score": grade(asked, text), "strict_score": grade(asked, text, strict=True)}
@@ -71,6 +74,6 @@ class ParallelBench(Unmasked):
     def _answers(self, model, shown: Example, limit: int) -> Tensor:
         """Token ids [m, limit] of every right answer, filled up with the end token."""
         end = min(model.stop_ids)
-        texts = [lists.shown(answer, self.symbols) for answer in shown.request.answers()]
+        texts = [lists.shown(answer, self.form) for answer in shown.request.answers()]
         rows = [model.encode(text).tolist() for text in texts]
         return torch.tensor([row + [end] * (limit - len(row)) for row in rows])

@@ -1,12 +1,14 @@
 """ParallelBench's Waiting Line: ten operations on a queue of people, and their graders (Kang et al., arXiv 2510.04767).
 
-A person is a first name, a blank and a last name; a list is printed as ``["A B", "C D"]``.  With ``symbols`` an item is
-one letter and a list is the bare row of letters, which is the setting of the paper's theory: one slot, one token.
+A person is a first name, a blank and a last name.  A list comes in one of three `FORMS`: printed as published,
+``["A B", "C D"]``; the names alone, ``A BC D``, two tokens an item; or single letters instead of names, one token an
+item, which is the setting of the paper's theory.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import string
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +23,7 @@ LAST = [
     "Abel", "Beck", "Cole", "Diaz", "Egan", "Ford", "Gray", "Hill", "Ivers", "Jones", "Khan", "Lopez",
     "Moss", "Nash", "Owens", "Park", "Quinn", "Reed", "Stone", "Tran", "Usher", "Voss", "Wood", "York",
 ]  # fmt: skip
+FORMS = ("printed", "names", "letters")
 SEEDS = {
     "copy": 31940, "insert_index": 49875, "insert_random": 25751, "remove_index": 46066, "remove_random": 47444,
     "replace_index": 32235, "replace_random": 49003, "reverse": 31383, "shuffle": 30142, "sort": 48898,
@@ -41,31 +44,31 @@ class Query:
         Name to insert or to substitute; "" where there is none.
     index : int
         Place, from 0; -1 where there is none.
-    symbols : bool
-        Whether items are single letters.
+    form : str
+        One of `FORMS`.
     """
 
     task: str
     items: tuple[str, ...]
     new: str = ""
     index: int = -1
-    symbols: bool = False
+    form: str = "printed"
 
     @property
     def prompt(self) -> str:
         """The request as the models of this project read it: task, list, operands."""
         extra = [] if self.index < 0 else [str(self.index)]
         extra += [self.new] if self.new else []
-        return "".join(f"{part}|" for part in (self.task, shown(self.items, self.symbols), *extra))
+        return "".join(f"{part}|" for part in (self.task, shown(self.items, self.form), *extra))
 
     def answers(self) -> list[tuple[str, ...]]:
         """Every right answer."""
         return list(ANSWERS[self.task](self))
 
 
-def shown(items, symbols: bool) -> str:
+def shown(items, form: str) -> str:
     """A list as text."""
-    return "".join(items) if symbols else "[" + ", ".join(f'"{item}"' for item in items) + "]"
+    return "[" + ", ".join(f'"{item}"' for item in items) + "]" if form == "printed" else "".join(items)
 
 
 def _replaced(query: Query, at: int) -> tuple[str, ...]:
@@ -101,25 +104,25 @@ ANSWERS: dict[str, Callable[[Query], object]] = {
 CERTAIN = ("copy", "reverse", "sort", "insert_index", "remove_index", "replace_index")
 
 
-def query(task: str, rng: Random, length: int, symbols: bool = False) -> Query:
+def query(task: str, rng: Random, length: int, form: str = "printed") -> Query:
     """A random query on a list of ``length`` distinct items; the new item is never in the list.
 
     No two first names are equal: with only 24 of them, that is what the published lists of many names are like.
     """
-    first = rng.sample(string.ascii_uppercase if symbols else FIRST, length + 1)
-    drawn = first if symbols else [f"{name} {rng.choice(LAST)}" for name in first]
+    first = rng.sample(string.ascii_uppercase if form == "letters" else FIRST, length + 1)
+    drawn = first if form == "letters" else [f"{name} {rng.choice(LAST)}" for name in first]
     items, new = tuple(drawn[:length]), drawn[length]
     index = -1
     if task.endswith("_index"):
         index = rng.randint(0, length if task == "insert_index" else length - 1)
-    return Query(task, items, new if task.startswith(("insert", "replace")) else "", index, symbols)
+    return Query(task, items, new if task.startswith(("insert", "replace")) else "", index, form)
 
 
-def queries(task: str, count: int, lengths=(3, 4, 5, 6), symbols: bool = False) -> list[Query]:
+def queries(task: str, count: int, lengths=(3, 4, 5, 6), form: str = "printed") -> list[Query]:
     """``count`` test queries, equally many of each length, from the task's published seed."""
     rng, made = Random(SEEDS[task]), []
     while len(made) < count:
-        made.append(query(task, rng, lengths[len(made) % len(lengths)], symbols))
+        made.append(query(task, rng, lengths[len(made) % len(lengths)], form))
     return made
 
 
@@ -160,5 +163,8 @@ def right(query: Query, found: list[str] | None) -> bool:
 
 
 def score(query: Query, text: str, strict: bool = False) -> float:
-    """1 for a right answer, else 0; a list of symbols has one form only."""
-    return float(right(query, list(text) if query.symbols else read(text, strict)))
+    """1 for a right answer, else 0; only a printed list is read loosely or strictly."""
+    if query.form == "printed":
+        return float(right(query, read(text, strict)))
+    found = list(text) if query.form == "letters" else re.findall("[A-Z][a-z]+ [A-Z][a-z]+", text)
+    return float(right(query, found if "".join(found) == text else None))

@@ -10,6 +10,8 @@ from parsimony.benchmarks.unmasked import filled
 
 LENGTH = 32
 """Tokens of an answer, filled up with the end token (as published for the Waiting Line)."""
+WIDTHS = {"printed": 48, "names": 24, "letters": 16, "other": 32}
+"""Pieces to which requests are filled up, by the form of their list."""
 GROUPS = {
     **dict.fromkeys(lists.SEEDS, "waiting_line"),
     **dict.fromkeys(writing.TASKS, "text_writing"),
@@ -37,16 +39,16 @@ class Example:
     @property
     def prompt(self) -> str:
         """The request as text."""
-        symbols = isinstance(self.request, lists.Query) and self.request.symbols
-        return filled(self.request.prompt, 16 if symbols else 32)
+        form = self.request.form if isinstance(self.request, lists.Query) else "other"
+        return filled(self.request.prompt, WIDTHS[form])
 
 
-def example(task: str, rng: Random, symbols: bool = False) -> Example:
+def example(task: str, rng: Random, form: str = "printed") -> Example:
     """A random example of a task; every right answer is equally likely."""
     if task in lists.SEEDS:
-        query = lists.query(task, rng, rng.choice((3, 4, 5, 6)), symbols)
+        query = lists.query(task, rng, rng.choice((3, 4, 5, 6)), form)
         answer = query.answers()[0] if task in lists.CERTAIN else _any(query, rng)
-        return Example(query, lists.shown(answer, symbols))
+        return Example(query, lists.shown(answer, form))
     if task in writing.TASKS:
         request = writing.request(task, rng)
     else:
@@ -64,14 +66,11 @@ def _any(query: lists.Query, rng: Random) -> tuple[str, ...]:
     return tuple(order)
 
 
-def examples(task: str, count: int, symbols: bool = False) -> list[Example]:
+def examples(task: str, count: int, form: str = "printed") -> list[Example]:
     """``count`` test examples from the task's seed, the same on every machine."""
     if task in lists.SEEDS:
         rng = Random(lists.SEEDS[task] + 1)
-        return [
-            Example(query, lists.shown(_any(query, rng), symbols))
-            for query in lists.queries(task, count, symbols=symbols)
-        ]
+        return [Example(query, lists.shown(_any(query, rng), form)) for query in lists.queries(task, count, form=form)]
     seeds = writing.SEEDS | {"latin_square": puzzles.LATIN_SEED, "sudoku": puzzles.SUDOKU_SEED}
     rng = Random(seeds[task])
     return [example(task, rng) for _ in range(count)]
