@@ -163,6 +163,15 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class ContextHolder(Protocol):
+    """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
+
+    def hold(self, prefilled):
+        """What is held of a ``kv_cache.held.Prefilled``: a ``kv_cache.held.Context``, and the seconds that it took."""
+        ...
+
+
+@runtime_checkable
 class Guesser(Protocol):
     """Guesses tokens beyond the next one.
 

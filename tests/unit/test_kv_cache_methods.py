@@ -16,6 +16,7 @@ from parsimony.methods.kv_cache.held import Context, prefill
 from parsimony.methods.kv_cache.kivi import Kivi
 from parsimony.methods.kv_cache.quantise import Codes, joined, pack, unpack
 from parsimony.methods.kv_cache.scores import received
+from parsimony.methods.kv_cache.store import HostStore
 from parsimony.methods.kv_cache.streaming_llm import StreamingLLM
 
 T = 70
@@ -174,3 +175,15 @@ def test_budgets_in_tokens_shares_and_bytes_are_one_axis(prefilled):
     assert entries(0.0, "ratio", prefilled) == 1 and entries(1000, "tokens", prefilled) == T
     with pytest.raises(UserError, match="pages"):
         entries(1, "pages", prefilled)
+
+
+def test_a_store_gives_back_what_it_took_and_counts_it():
+    keys, values = torch.randn(2, 5, 8).half(), torch.randn(2, 5, 8).half()
+    store = HostStore(keys, values, room=2)
+    for n in range(7):  # grows on the way
+        store.append(keys[:, :1] + n, values[:, :1] - n)
+    chosen = torch.tensor([[4, 0, 11], [1, 2, 3]])
+    found = store.fetch(chosen)
+    assert torch.equal(found[0][0], torch.stack((keys[0, 4], keys[0, 0], keys[0, 0] + 6)))
+    assert torch.equal(found[1][1], values[1, 1:4])
+    assert store.moved == 2 * 2 * 3 * 8 * 2 and store.nbytes() == 2 * 2 * 12 * 8 * 2

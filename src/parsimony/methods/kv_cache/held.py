@@ -81,8 +81,8 @@ def prefill(decoder: Decoder, ids: Tensor) -> Prefilled:
 class Held:
     """What is held of one layer; this one holds everything.
 
-    A method overrides what differs: `append` a decoded token, what attention has `seen`, what it does when it has
-    watched a decoding step, and which `tensors` are live.
+    A method overrides what differs: `append` a decoded token, what attention has `seen`, what it does when it
+    reads a token and when it has watched a decoding step, and which `tensors` are live.
 
     Parameters
     ----------
@@ -90,6 +90,8 @@ class Held:
     """
 
     grows_by = 64
+    moved = retrievals = 0
+    """Bytes copied back from a `HostStore` so far, and how often a choice of entries was made; of methods that do so."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.buffer = torch.stack((keys, values)).to(HALF)  # [2, H, capacity, d]
@@ -112,6 +114,9 @@ class Held:
             self.buffer = torch.cat((self.buffer, room), 2)
         self.buffer[0, :, self.count], self.buffer[1, :, self.count] = key.to(HALF), value.to(HALF)
         self.count += 1
+
+    def read(self, token: int) -> None:
+        """Called before a decoding step with the token that it runs."""
 
     def keep(self, indices: Tensor) -> None:
         """Hold only these entries, [H, n] int64: other ones for each head, in this order."""
@@ -176,6 +181,8 @@ class Context(KVCache):
         """Go on with tokens ([n] int64); logits [n, V] behind each of them."""
         rows = []
         for token in ids:
+            for held in self.layers:
+                held.read(int(token))
             self.logits = self.decoder.forward(token.view(1, 1), self, want="last")[0, -1]
             rows.append(self.logits)
         return torch.stack(rows) if rows else self.logits.new_zeros(0, len(self.logits))
