@@ -91,7 +91,7 @@ class Held:
 
     grows_by = 64
     moved = retrievals = 0
-    """Bytes copied back from a `HostStore` so far, and how often a choice of entries was made; of methods that do so."""
+    """Bytes copied back from a `HostStore` so far, and how often entries were chosen; of methods that do so."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.buffer = torch.stack((keys, values)).to(HALF)  # [2, H, capacity, d]
