@@ -165,6 +165,19 @@ QUANTITIES |= {
     "words_included": Quantity("Sentences with all words", "", "higher", ("words_included",)),
 }
 QUANTITIES |= {
+    "cache_share": Quantity("Bytes held, of the full cache's", "", "lower", ("cache_bytes",), "whole_bytes"),
+    "bits_per_element": Quantity(
+        "Bits an element of the cache", "bits", "lower", ("cache_bytes",), "whole_bytes", scale=lambda x: 16 * x
+    ),
+    "kl_divergence": Quantity("KL to the full cache", "nats/token", "lower", ("divergence",), "scored"),
+    "top1_agreement": Quantity("Same prediction as the full cache", "", "higher", ("same_top",), "scored"),
+    "nll_per_scored_token": Quantity("NLL behind the context", "nats/token", "lower", ("nll",), "scored"),
+    "compress_per_token": Quantity("Compression a context token", "s/token", "lower", ("compress_seconds",), "tokens"),
+    "upkeep_per_step": Quantity("Upkeep a decoding step", "s/step", "lower", ("upkeep_seconds",), "steps"),
+    "moved_per_step": Quantity("Bytes moved a decoding step", "bytes/step", "lower", ("moved_bytes",), "steps"),
+    "retrievals_per_step": Quantity("Retrievals a decoding step", "1/step", "lower", ("retrievals",), "steps"),
+}
+QUANTITIES |= {
     f"perplexity_draft_{n}": Quantity(
         f"Perplexity of draft {n}", "", "lower", (f"draft_{n}_nll",), f"draft_{n}_tokens", scale=np.exp
     )
