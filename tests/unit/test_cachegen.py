@@ -17,17 +17,21 @@ from hypothesis import strategies as st
 
 from parsimony.errors import UserError
 from parsimony.methods.kv_cache import cachegen, entropy_coder
-from parsimony.methods.kv_cache.cachegen import HEAD, CacheGen, Head, decode, decode_elsewhere
+from parsimony.methods.kv_cache.cachegen import CacheGen, decode_elsewhere
+from parsimony.methods.kv_cache.cachegen_codec import levels_of
+from parsimony.methods.kv_cache.cachegen_container import HEAD, Head, decode
 from parsimony.methods.kv_cache.full import Full
+from parsimony.methods.kv_cache.h2o import H2O
 from parsimony.methods.kv_cache.held import prefill
 from parsimony.methods.kv_cache.quantise import Codes
 from parsimony.methods.kv_cache.streaming import deliver, trace
 
 ALL = {
     "level_2": {}, "level_1": {"level": 1}, "level_3": {"level": 3}, "level_70b": {"level": "70b"},
-    "layer": {"tables": "layer"}, "global": {"tables": "global"}, "paper": {"variant": "paper"},
-    "paper_global_3": {"variant": "paper", "tables": "global", "level": 3}, "int8": {"level": "int8"},
-    "int4": {"level": "int4"},
+    "layer": {"coding": "layer"}, "global": {"coding": "global"}, "paper": {"variant": "paper"},
+    "paper_global_3": {"variant": "paper", "coding": "global", "level": 3}, "int8": {"level": "int8"},
+    "int4": {"level": "int4"}, "raw": {"variant": "raw"}, "late": {"late": True}, "fixed": {"coding": "fixed"},
+    "lzma": {"coding": "lzma"}, "paper_fixed": {"variant": "paper", "coding": "fixed"},
 }  # fmt: skip
 
 
@@ -44,7 +48,7 @@ def error(method, x) -> float:
 
 def symbols_of(method, x):
     """Symbols [2, L, C, n] around 0."""
-    return method.quantise(x)[1]
+    return method.scheme.quantise(x)[1]
 
 
 # The entropy coder.
@@ -151,7 +155,7 @@ def test_a_level_is_the_official_table_and_decodes_to_the_quantised_cache(level,
 
 @pytest.mark.parametrize("L, early, first", [(30, 9, 2), (24, 8, 2), (8, 3, 1), (2, 1, 1), (1, 1, 1)])
 def test_level_tables_follow_the_depth(L, early, first):
-    keys, values = cachegen.levels_of(2, L)
+    keys, values = levels_of(2, L)
     assert keys.tolist() == [15] * early + [7] * (L - early) and values.tolist() == [15] * first + [7] * (L - first)
 
 
@@ -233,6 +237,39 @@ def test_a_table_for_each_channel_says_more_than_one_for_a_layer_or_for_all(vari
         assert np.array_equal(decode(data), decode(CacheGen(2, variant).encode(*x)))
 
 
+def test_the_raw_variant_has_the_papers_widths_and_no_anchors():
+    x = cache(6, 2, 43, 4)
+    arrays, symbols = CacheGen(2, "raw").scheme.quantise(x)
+    other, _ = CacheGen(2, "paper").scheme.quantise(x)
+    assert list(arrays) == ["width"] and np.array_equal(arrays["width"], other["width"])
+    found = np.stack(decode(CacheGen(2, "raw").encode(*x)))
+    width = arrays["width"][:, :, None, None, None]
+    assert (np.abs(found - x) <= width / 2 + 0.01).all()
+    assert symbols.shape == (2, 6, 8, 43)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_late_precision_is_early_precision_turned_round(variant):
+    x = cache(9, 2, 60, 4)
+    early, late = (CacheGen(2, variant, late=late) for late in (False, True))
+    if variant == "released":
+        assert np.array_equal(levels_of(2, 9, True), levels_of(2, 9)[:, ::-1])
+    fixed = [len(CacheGen(2, variant, "fixed", late).encode(*x)) for late in (False, True)]
+    assert variant == "paper" or fixed[0] == fixed[1]
+    assert np.array_equal(decode(late.encode(*x[:, ::-1])), np.stack(decode(early.encode(*x)))[:, ::-1])
+
+
+def test_without_tables_symbols_take_whole_bits_and_decode_to_the_same():
+    x = cache(6, 2, 200, 8)
+    expected = decode(CacheGen(2).encode(*x))
+    sizes = {coding: len(CacheGen(2, coding=coding).encode(*x)) for coding in ("channel", "fixed", "lzma")}
+    bits = np.where(levels_of(2, 6) == 15, 5, 4).sum() * 16 * 200
+    assert sizes["fixed"] == HEAD.size + 12 + 2 * 12 * 200 + 12 + bits // 8
+    assert sizes["channel"] < min(sizes["fixed"], sizes["lzma"])
+    for coding in ("fixed", "lzma"):
+        assert np.array_equal(decode(CacheGen(2, coding=coding).encode(*x)), expected)
+
+
 # Containers.
 
 
@@ -294,7 +331,7 @@ def broken(data: bytes) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", ["level_2", "global", "paper", "int8", "int4"])
+@pytest.mark.parametrize("name", ["level_2", "global", "paper", "int8", "int4", "raw", "fixed", "lzma"])
 def test_broken_containers_are_refused_in_a_sentence(name):
     rng = np.random.default_rng(1)
     data = CacheGen(**ALL[name], chunk=7).encode(*cache(2, 1, 11, 3))
@@ -316,7 +353,7 @@ def forged(head: Head, body: bytes) -> bytes:
     return HEAD.pack(*head._replace(check=zlib.crc32(body, zlib.crc32(HEAD.pack(*head))))) + body
 
 
-@pytest.mark.parametrize("name", ["level_2", "layer", "global", "paper", "int8", "int4"])
+@pytest.mark.parametrize("name", ["level_2", "layer", "global", "paper", "int8", "int4", "raw", "fixed", "lzma"])
 def test_forged_containers_with_good_checksums_do_not_crash(name):
     rng = np.random.default_rng(2)
     data = CacheGen(**ALL[name]).encode(*cache(2, 1, 11, 3))
@@ -333,8 +370,8 @@ def test_forged_containers_with_good_checksums_do_not_crash(name):
     head, body = Head(*HEAD.unpack_from(data)), data[HEAD.size :]
     assert not broken(forged(head, body))
     assert "shape" in broken(forged(head._replace(T=2**31, H=2**15, d=2**15), body))
-    assert "bytes instead of" in broken(forged(head, body + b"1234"))
-    for field in ("scheme", "tables", "T", "L", "H", "d", "A", "counts"):
+    assert any(part in broken(forged(head, body + b"1234")) for part in ("bytes ", "compressed symbols"))
+    for field in ("scheme", "coding", "T", "L", "H", "d", "A", "counts"):
         broken(forged(head._replace(**{field: 0}), body))
         broken(forged(head._replace(**{field: 9}), body))
 
@@ -382,7 +419,7 @@ def test_profiles_that_do_not_fit_are_refused(tmp_path):
     np.save(path, CacheGen(1).profiled([tuple(cache())]))
     for method in (CacheGen(3, profile=path), CacheGen(1, profile=path)):
         with pytest.raises(UserError, match="another network, level or variant"):
-            method.encode(*cache(H=2 if method.level == 3 else 3))
+            method.encode(*cache(H=2 if method.scheme.level == 3 else 3))
 
 
 # The method.
@@ -410,9 +447,33 @@ def test_what_is_held_is_what_another_process_decoded(tiny, prefilled, name):
     for held, keys, values in zip(context.layers, *decode(data), strict=True):
         assert held.keys.dtype == torch.float16
         assert np.array_equal(held.keys, keys) and np.array_equal(held.values, values)
-    first = context.layers[0]
-    assert first.transport_bytes == len(data) < prefilled.nbytes == context.nbytes()
-    assert 0 < first.encode_seconds < seconds and 0 < first.decode_seconds < seconds
+    numbers = context.layers[0].numbers
+    assert numbers["transport_bytes"] == len(data) < prefilled.nbytes == context.nbytes()
+    assert 0 < numbers["encode_seconds"] < seconds and 0 < numbers["decode_seconds"] < seconds
+
+
+def test_h2o_drops_tokens_before_the_rest_is_sent(tiny, ids, prefilled):
+    from parsimony.interfaces import Inputs
+
+    context = CacheGen("int8", h2o=0.5).build(tiny, Inputs()).hold(prefilled)[0]
+    dropped = H2O(0.5).build(tiny, Inputs()).hold(prefilled)[0]
+    keys, values = (np.stack([getattr(h, kind).float().numpy() for h in dropped.layers]) for kind in ("keys", "values"))
+    data = CacheGen("int8").encode(keys, values)
+    sums = sum(held.sums.nbytes for held in dropped.layers)
+    assert context.layers[0].numbers["transport_bytes"] == len(data) + sums
+    assert np.array_equal(np.stack([held.keys for held in context.layers]), decode(data)[0])
+    assert [held.count for held in context.layers] == [T // 2] * 2
+    context.extend(ids[T:])
+    assert [held.count for held in context.layers] == [T // 2] * 2
+
+
+def test_energies_of_values_and_differences_are_told(tiny, prefilled):
+    numbers = CacheGen(variant="paper").hold(prefilled)[0].numbers
+    x = np.stack((prefilled.keys.numpy(), prefilled.values.numpy()))
+    assert math.isclose(numbers["value_energy"], np.square(x).mean(), rel_tol=1e-4)
+    t = np.arange(T) % 10 > 0
+    near = x[:, :, :, ::10].repeat(10, 3)[:, :, :, :T]
+    assert math.isclose(numbers["difference_energy"], np.square(x - near)[:, :, :, t].mean(), rel_tol=0.02)
 
 
 def test_eight_bits_go_on_as_the_full_cache_does(tiny, ids, prefilled):
@@ -456,14 +517,14 @@ def test_the_decoding_process_needs_no_torch(root):
 def test_points_of_the_config_can_be_built(root):
     row = yaml.safe_load((root / "configs/method/cachegen.yaml").read_text())
     methods = {key: CacheGen(**row["params"] | point) for key, point in row["points"].items()}
-    assert list(methods)[0] == "level_2" and len(methods) == 8
-    assert len({m.encode(*cache(T=100)) for m in methods.values()}) == 8
+    assert list(methods)[0] == "level_2" and len(methods) == 13
+    assert len({m.encode(*cache(T=100)) for m in methods.values()}) == 12
 
 
 @pytest.mark.parametrize(
     "params",
-    [{"level": 4}, {"level": "int3"}, {"variant": "new"}, {"tables": "token"}, {"tables": "profile"}, {"chunk": 0},
-     {"level": "70b", "variant": "paper"}],
+    [{"level": 4}, {"level": "int3"}, {"variant": "new"}, {"coding": "token"}, {"coding": "profile"}, {"h2o": 1.5},
+     {"chunk": 0}, {"level": "70b", "variant": "paper"}],
 )  # fmt: skip
 def test_unknown_parameters_are_refused(params):
     with pytest.raises(UserError, match="mend its params"):

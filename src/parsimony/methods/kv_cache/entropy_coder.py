@@ -1,4 +1,4 @@
-"""Range coding of many rows of symbols, each row with a table of its own.
+"""Range coding of many rows of symbols, each row with a table of its own; and what needs no tables, to compare.
 
 The tables are integers and follow from counts by integer arithmetic alone, so that whoever has the counts has exactly
 the coder's model, on any machine.  The coder itself is that of constriction (Bamler, arXiv 2201.01741).
@@ -6,6 +6,7 @@ the coder's model, on any machine.  The coder itself is that of constriction (Ba
 
 from __future__ import annotations
 
+import lzma
 import zlib
 from collections.abc import Iterator
 from math import prod
@@ -108,4 +109,38 @@ def decode(stream: bytes, tables: np.ndarray, count: int) -> np.ndarray:
             whole = False
     if not whole:
         raise UserError("entropy coder: a stream does not fit its tables or is not whole; encode it again")
+    return symbols
+
+
+def plain(symbols: np.ndarray, coding: str) -> bytes:
+    """Symbols [2 L, n] without tables: "fixed" in as many whole bits as their layer needs, or LZMA."""
+    if coding == "lzma":  # a byte a symbol, which it compresses better than packed bits
+        data = symbols.astype(np.int8).tobytes()
+        return lzma.compress(data)
+    half = np.abs(symbols).max(1, initial=0)
+    bits = [int(2 * most).bit_length() for most in half]
+    layers = [
+        np.packbits(np.unpackbits((row + most).astype(np.uint8)[:, None], axis=1, count=b, bitorder="little"))
+        for row, most, b in zip(symbols, half, bits, strict=True)
+    ]
+    return half.astype(np.uint8).tobytes() + b"".join(layer.tobytes() for layer in layers)
+
+
+def from_plain(data: bytes, coding: str, rows: int, n: int) -> np.ndarray:
+    """Symbols [rows, n] int16 of `plain`; raises ValueError, EOFError or LZMAError if the bytes are not they."""
+    if coding == "lzma":
+        tool = lzma.LZMADecompressor()
+        symbols = tool.decompress(data, rows * n + 1)
+        if not tool.eof or tool.unused_data:
+            raise ValueError("compressed symbols of another number")
+        return np.frombuffer(symbols, np.int8).astype(np.int16).reshape(rows, n)
+    half, at = np.frombuffer(data, np.uint8, rows), rows
+    symbols = np.empty((rows, n), np.int16)
+    for row, most in zip(symbols, half.astype(int), strict=True):
+        b = int(2 * most).bit_length()
+        packed = np.frombuffer(data, np.uint8, -(-n * b // 8), at)
+        at += len(packed)
+        row[:] = np.unpackbits(packed, count=n * b).reshape(n, b) @ (1 << np.arange(b)) - most
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes of symbols instead of {at}")
     return symbols
