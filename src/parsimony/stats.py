@@ -167,8 +167,16 @@ QUANTITIES |= {
 QUANTITIES |= {
     "cache_share": Quantity("Bytes held, of the full cache's", "", "lower", ("cache_bytes",), "whole_bytes"),
     "bits_per_element": Quantity(
-        "Bits an element of the cache", "bits", "lower", ("cache_bytes",), "whole_bytes", scale=lambda x: 16 * x
+        "Bits an element of the cache", "bits", "lower", ("compressed_bytes",), "whole_bytes", scale=lambda x: 16 * x
     ),
+    "encode_per_token": Quantity("Encoding a context token", "s/token", "lower", ("encode_seconds",), "tokens"),
+    "decode_per_token": Quantity("Decoding a context token", "s/token", "lower", ("decode_seconds",), "tokens"),
+    "difference_gain": Quantity(
+        "Mean square of values over that of differences", "x", "higher", ("value_energy",), "difference_energy"
+    ),
+    "first_token": Quantity("Simulated time to first token", "s", "lower", ("first_token_seconds",), "deliveries"),
+    "slo_violations": Quantity("Simulated deliveries that are late", "", "lower", ("late",), "deliveries"),
+    "text_share": Quantity("Chunks sent as text", "", "", ("text_chunks",), "chunks"),
     "kl_divergence": Quantity("KL to the full cache", "nats/token", "lower", ("divergence",), "scored"),
     "top1_agreement": Quantity("Same prediction as the full cache", "", "higher", ("same_top",), "scored"),
     "nll_per_scored_token": Quantity("NLL behind the context", "nats/token", "lower", ("nll",), "scored"),

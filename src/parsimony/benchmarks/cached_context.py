@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,20 @@ from parsimony.interfaces import Outcome, Workbench
 from parsimony.methods.kv_cache.held import Context, Prefilled, prefill
 
 
+@runtime_checkable
+class Reports(Protocol):
+    """What is held of a layer, with numbers of its own, such as the bytes that it was sent as."""
+
+    numbers: dict[str, float]
+
+
 class CachedContext:
     """A benchmark whose items are a context and what follows it.
 
     Beside its own numbers every point gets ``cache_bytes`` (live tensors behind compression), ``whole_bytes`` (the
     full cache in half precision), ``compress_seconds``, ``upkeep_seconds`` of the steps behind it, and where a method
-    moves entries, ``moved_bytes`` and ``retrievals`` per layer.  A method that holds more than the full cache fails.
+    moves entries, ``moved_bytes`` and ``retrievals`` per layer.  ``compressed_bytes`` are ``transport_bytes`` where a
+    method sends the cache, else ``cache_bytes``; what `Reports` tells is added over the layers.  A method that holds more than the full cache fails.
     """
 
     dtype: str
@@ -40,6 +50,10 @@ class CachedContext:
         numbers |= {"tokens": len(prefilled)}
         with torch.inference_mode():
             numbers |= self.follow(context, item)
+        for held in context.layers:
+            for metric, value in held.numbers.items() if isinstance(held, Reports) else ():
+                numbers[metric] = numbers.get(metric, 0.0) + value
+        numbers["compressed_bytes"] = numbers.get("transport_bytes", numbers["cache_bytes"])
         L = len(context.layers)
         numbers |= {"upkeep_seconds": context.upkeep_seconds, "steps": len(context) - len(prefilled)}
         numbers |= {"moved_bytes": sum(held.moved for held in context.layers)}

@@ -13,9 +13,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from parsimony.errors import UserError
+from parsimony.methods.kv_cache.held import Prefilled
 
 TEXT = "text"
 RULES = ("slots", "budget")
+
+
+@dataclass
+class Arriving(Prefilled):
+    """A context that is needed where it was not computed.
+
+    Attributes
+    ----------
+    chunk : int
+        Tokens that are sent at once.
+    links : ndarray [n, N]
+        Gb/s while each of the N chunks is sent, over each of n links.
+    slo : float
+        Seconds until the first token is due.
+    recompute : float
+        Seconds to compute the cache of a chunk of text.
+    text_bytes : float
+        Bytes of a chunk's text.
+    """
+
+    chunk: int
+    links: np.ndarray
+    slo: float
+    recompute: float
+    text_bytes: float
 
 
 @dataclass(frozen=True)
@@ -42,9 +68,30 @@ class Delivery:
         return self.first_token_seconds <= self.slo
 
 
-def trace(chunks: int, seed: int, low: float = 0.1, high: float = 10.0) -> np.ndarray:
+def trace(chunks: int, seed: int | np.random.Generator, low: float = 0.1, high: float = 10.0) -> np.ndarray:
     """Bandwidth [chunks] in Gb/s while each chunk is sent, uniform as in the official code."""
     return np.random.default_rng(seed).uniform(low, high, chunks)
+
+
+def arrival(
+    levels: Sequence[str],
+    sizes: Mapping[str, Sequence[float]],
+    bandwidths: Sequence[float],
+    recompute: float | None,
+    decode: Mapping[str, float],
+    text_bytes: float,
+    begin: tuple[float, float] = (0.0, 0.0),
+) -> tuple[float, float]:
+    """Seconds until the link is free, and until all chunks are decoded or computed, from when both were before.
+
+    Chunks ``levels`` of the first ``bandwidths`` and sizes follow one another on the link; one is decoded or computed
+    while the next is sent.  The other parameters are those of `deliver`.
+    """
+    link, done = begin
+    for chunk, (form, bandwidth) in enumerate(zip(levels, bandwidths, strict=True)):
+        link += (text_bytes if form == TEXT else sizes[form][chunk]) * 8e-9 / bandwidth
+        done = max(link, done) + (recompute if form == TEXT else decode.get(form, 0.0))
+    return link, done
 
 
 def deliver(
@@ -103,11 +150,10 @@ def deliver(
     if not ((above > 0) & (above < np.inf)).all() or not ((others >= 0) & (others < np.inf)).all():
         raise UserError("streaming: sizes, bandwidths and slo have to be above 0, other times not below; mend them")
 
-    def sent(form: str, chunk: int, bandwidth: float, link: float, done: float) -> tuple[float, float]:
-        """When the link is free and the chunk is done, from when both were before."""
-        size = text_bytes if form == TEXT else sizes[form][chunk]
-        link += size * 8e-9 / bandwidth
-        return link, max(link, done) + (recompute if form == TEXT else decode.get(form, 0.0))
+    def sent(form: str, first: int, bandwidths: Sequence[float], state: tuple[float, float]) -> tuple[float, float]:
+        """When the link is free and the chunks from ``first`` on are done, all of one form."""
+        left = {level: of_level[first:] for level, of_level in sizes.items()}
+        return arrival([form] * len(bandwidths), left, bandwidths, recompute, decode, text_bytes, state)
 
     def slots(chunk: int) -> str:
         fitting = (level for level in sizes if sizes[level][chunk] * 8e-9 / bandwidths[chunk] < slo / N)
@@ -118,12 +164,7 @@ def deliver(
         expected = bandwidths[chunk - 1] if chunk else prior
         if expected is None:
             return list(sizes)[len(sizes) // 2] if sizes else TEXT
-        ends = {}
-        for form in forms:
-            state = link, done
-            for later in range(chunk, N):
-                state = sent(form, later, expected, *state)
-            ends[form] = state[1]
+        ends = {form: sent(form, chunk, [expected] * (N - chunk), (link, done))[1] for form in forms}
         return next((form for form in forms if ends[form] <= slo), min(forms, key=ends.get))
 
     link = done = 0.0
@@ -134,6 +175,6 @@ def deliver(
             done += recompute if form == TEXT else sizes[form][chunk] * 8e-9 / bandwidth
         else:
             form = budget(chunk)
-            link, done = sent(form, chunk, bandwidth, link, done)
+            link, done = sent(form, chunk, [bandwidth], (link, done))
         levels.append(form)
     return Delivery(tuple(levels), float(done), float(slo))
