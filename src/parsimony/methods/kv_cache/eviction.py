@@ -63,7 +63,8 @@ def with_window(scores: Tensor, count: int, window: int) -> Tensor:
 class PyramidKV(SnapKV):
     """SnapKV with larger budgets for lower layers; their mean is the budget.
 
-    Layer l of L gets n_max - l (n_max - n_min) / (L - 1) entries besides the window; n_min = (C - w) / ``beta``.
+    Layer l of L gets n_max - l (n_max - n_min) / (L - 1) entries besides the window; n_min = (C - w) / ``beta``.  If
+    the mean is more than half of the tokens, all get the same, as in the official code.
 
     Parameters
     ----------
@@ -79,12 +80,18 @@ class PyramidKV(SnapKV):
     def hold(self, prefilled: Prefilled) -> list[Held]:
         """Every layer with its own budget."""
         C, T, L = entries(self.budget, self.unit, prefilled), len(prefilled), len(prefilled.keys)
+        return [self.layer(prefilled, n, C) for n, C in enumerate(self.budgets(C, T, L))]
+
+    def budgets(self, C: int, T: int, L: int) -> list[int]:
+        """Entries of each layer, window included."""
         w = min(self.window, C)
+        if 2 * (C - w) > T:
+            return [C] * L
         least = (C - w) / self.beta
         most = 2 * (C - w) - least
         if most > T - w:  # clipped, and the least so that the mean stays
             least, most = 2 * (C - w) - (T - w), T - w
-        return [self.layer(prefilled, n, w + int(most - n * (most - least) / max(L - 1, 1))) for n in range(L)]
+        return [w + int(most - n * (most - least) / max(L - 1, 1)) for n in range(L)]
 
 
 class RandomEviction(SnapKV):
