@@ -24,7 +24,8 @@ class CachedContext:
     Beside its own numbers every point gets ``cache_bytes`` (live tensors behind compression), ``whole_bytes`` (the
     full cache in half precision), ``compress_seconds``, ``upkeep_seconds`` of the steps behind it, and where a method
     moves entries, ``moved_bytes`` and ``retrievals`` per layer.  ``compressed_bytes`` are ``transport_bytes`` where a
-    method sends the cache, else ``cache_bytes``; what `Reports` tells is added over the layers.  A method that holds more than the full cache fails.
+    method sends the cache, else ``cache_bytes``; what `Reports` tells is added over the layers.  A method that holds
+    more than the full cache fails.
     """
 
     dtype: str

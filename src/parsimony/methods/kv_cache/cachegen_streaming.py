@@ -46,8 +46,8 @@ class CacheGenStreaming:
 
     def __init__(self, levels: list[int | str], text: bool = True, rule: str = "budget", coding: str = "channel"):
         if rule not in RULES or not levels and not text:
-            raise UserError(f"cachegen_streaming: rule {rule!r} is not one of {', '.join(RULES)}, or neither levels nor "
-                            "text are sent; mend its params")  # fmt: skip
+            raise UserError(f"cachegen_streaming: rule {rule!r} is not one of {', '.join(RULES)}, or neither levels "
+                            "nor text are sent; mend its params")  # fmt: skip
         self.levels, self.text, self.rule, self.coding = levels, text, rule, coding
         for level in levels:
             CacheGen(level, coding=coding)
