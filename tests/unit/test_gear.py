@@ -69,15 +69,15 @@ def test_errors_fall_with_bits_outliers_and_rank_on_average():
 
 
 @given(seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_power_iteration_comes_near_the_best_factors(seed):
     """Quantisation errors have no low rank, so that the tail is long; three rounds find most of what there is."""
-    x = cache(n=128, d=32, seed=seed)
+    x = cache(n=512, d=64, seed=seed)
     E = x - block(x, r=0, sparse=0.0).restore()
     A, P = power_iteration(E, 4)
     best, Q = singular(E, 4)
     found, tail = (E - A @ P.mT).norm(dim=(1, 2)), (E - best @ Q.mT).norm(dim=(1, 2))
-    assert (found >= tail * (1 - 1e-5)).all() and (found <= 1.06 * tail).all()
+    assert (found >= tail * (1 - 1e-5)).all() and (found <= 1.05 * tail).all()
 
 
 @pytest.mark.parametrize("kind", ["keys", "values"])
@@ -89,7 +89,9 @@ def test_without_corrections_it_is_the_base_quantiser_bit_for_bit(kind):
     assert torch.equal(found.restore(), base.restore())
     coarse = Block.of(x, kind, 0, Gear(**BACKBONES["kcvt"], sparse=0.0)).restore()
     rows = vectors(x, "channel" if kind == "keys" else "token")
-    torch.testing.assert_close(vectors(coarse, "channel" if kind == "keys" else "token"), Codes.of(rows, 2, 1, rows.shape[1]).restore())
+    torch.testing.assert_close(
+        vectors(coarse, "channel" if kind == "keys" else "token"), Codes.of(rows, 2, 1, rows.shape[1]).restore()
+    )
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -138,7 +138,7 @@ def network(tiny, tied=False) -> Language:
         if tied and kind in ("k_proj", "v_proj"):
             name = kind
         g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.randn(*shapes[kind], generator=g) * (0.02 if kind in ("o_proj", "down_proj") else 0.2)
+        return torch.randn(*shapes[kind], generator=g) * (0.01 if kind in ("o_proj", "down_proj") else 0.2)
 
     return replace(tiny, decoder=Decoder(c, weights, torch.float32))
 

@@ -1,7 +1,7 @@
 """MiniCache (Liu et al., NeurIPS 2024, arXiv 2405.14366): pairs of adjacent deep layers share their directions.
 
-Of the states of two layers one unit vector a token and head is held, between the two on the sphere, and each layer's own
-length; the few tokens whose directions differ most stay as they are.  Keys and values are merged separately.
+Of the states of two layers one unit vector a token and head is held, between the two on the sphere, and each layer's
+own length; the few tokens whose directions differ most stay as they are.  Keys and values are merged separately.
 
 No official code is known; the threshold of retention is the paper's, the fixed share that of a re-implementation
 (Zefan-Cai/KVCache-Factory).
