@@ -38,7 +38,7 @@ class Gear(Kivi):
     group : int
         g; of "kivi" alone.
     gap : int
-        Tokens that the streaming buffer holds in half precision, less one; a multiple of g.
+        Tokens at which the streaming buffer, in half precision, is compressed; a multiple of g.
     sparse : float
         s: of each vector the round(s/2 n) largest and as many smallest of its n entries are kept.
     rank, chunk_rank : int
@@ -126,8 +126,7 @@ class Block:
         x, per, bits = x.float(), PER[kind], settings.bits[kind]
         rows, (H, n, d) = vectors(x, per), x.shape
         k = round(settings.sparse / 2 * rows.shape[1])
-        order = rows.argsort(1)
-        at = torch.cat((order[:, :k], order[:, rows.shape[1] - k :]), 1)
+        at = torch.cat([rows.topk(k, 1, largest).indices for largest in (False, True)], 1)
         # The mean, not zero, which may be far outside of the channel.
         bulk = rows.scatter(1, at, rows.mean(1, keepdim=True).expand(-1, 2 * k))
         Q = (
