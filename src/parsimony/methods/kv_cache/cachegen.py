@@ -108,7 +108,8 @@ class CacheGen:
         if self.scheme.name == "paper":
             x = np.stack((keys, values)).swapaxes(2, 3).reshape(2, len(keys), keys.shape[2], -1)  # [2, L, T, C]
             numbers["value_energy"] = float(np.square(x).mean())
-            numbers["difference_energy"] = float(np.square(differences(x)[2]).mean())
+            delta = differences(x)[2]
+            numbers["difference_energy"] = float(np.square(delta).sum() / max(delta.size, 1))
         layers[0].numbers = numbers
         return layers
 
