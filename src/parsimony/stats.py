@@ -184,6 +184,7 @@ QUANTITIES |= {
     "upkeep_per_step": Quantity("Upkeep a decoding step", "s/step", "lower", ("upkeep_seconds",), "steps"),
     "moved_per_step": Quantity("Bytes moved a decoding step", "bytes/step", "lower", ("moved_bytes",), "steps"),
     "retrievals_per_step": Quantity("Retrievals a decoding step", "1/step", "lower", ("retrievals",), "steps"),
+    "locality": Quantity("Jaccard similarity of fetches in succession", "", "", ("overlap",), "fetched_again"),
 }
 QUANTITIES |= {
     f"perplexity_draft_{n}": Quantity(

@@ -38,7 +38,7 @@ def retrievals(method, prefilled, model, ids):
 
 def layer(method, n=50, seed=0, H=2, d=8):
     g = torch.Generator().manual_seed(seed)
-    return Louis(torch.randn(H, n, d, generator=g), torch.randn(H, n, d, generator=g), method, 0)
+    return Louis(torch.randn(H, n, d, generator=g), torch.randn(H, n, d, generator=g), method.budget, method, 0)
 
 
 def step(louis, g, H=2, R=3, d=8):
@@ -121,7 +121,7 @@ def test_pages_are_scored_by_the_most_a_key_within_their_bounds_can_score():
 
 def test_single_tokens_are_the_oracle(prefilled):
     budget, q = 9, prefilled.queries[1][:, :, -1]
-    louis = Louis(prefilled.keys[1], prefilled.values[1], LouisKV(budget, units="tokens", sinks=3, local=5), 0)
+    louis = Louis(prefilled.keys[1], prefilled.values[1], budget, LouisKV(budget, units="tokens", sinks=3, local=5), 0)
     chosen = louis.choose(louis.scores(q), budget)
     pool = prefilled.keys[1][:, 3:-5]
     weights = (q @ pool.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)
@@ -129,7 +129,7 @@ def test_single_tokens_are_the_oracle(prefilled):
 
 
 def test_a_group_shares_its_choice_and_the_last_unit_is_cut(prefilled):
-    louis = Louis(prefilled.keys[0], prefilled.values[0], LouisKV(10, units="pages", size=4, sinks=0, local=6), 0)
+    louis = Louis(prefilled.keys[0], prefilled.values[0], 10, LouisKV(10, units="pages", size=4, sinks=0, local=6), 0)
     scores = torch.tensor([[0.1, 0.9, 0.3] + [0.0] * 13, [0.0] * 14 + [0.2, 0.1]])
     assert louis.choose(scores, 10).tolist() == [[0, 1, *range(4, 12)], [0, 1, *range(56, 64)]]
 
@@ -152,6 +152,14 @@ def test_clusters_find_directions_beside_a_large_common_mean():
     keys = 20 + centres[:, truth] + 0.05 * torch.randn(1, 60, 16, generator=g)
     labels = clusters(keys, 3)[0]
     assert len({(a, b) for a, b in zip(truth.tolist(), labels.tolist(), strict=True)}) == 3
+
+
+def test_overlap_of_fetches_is_their_jaccard_similarity():
+    louis = layer(LouisKV(4, sinks=0, local=2), n=22)
+    assert louis.numbers == {"overlap": 0.0, "fetched_again": 0}
+    for chosen in ([0, 1, 2, 3], [0, 1, 2, 3], [2, 3, 4, 5], [9]):
+        louis.fetch(torch.tensor([chosen, chosen]))
+    assert louis.numbers["fetched_again"] == 3 and louis.numbers["overlap"] == pytest.approx(1 + 2 / 6 + 0)
 
 
 def test_two_runs_are_the_same(tiny, ids, prefilled):

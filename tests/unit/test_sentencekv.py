@@ -68,7 +68,7 @@ def test_pruning_is_snapkv_to_the_semantic_budget(tiny, ids, prefilled, ends, fa
     sentence = sentences(ids[:T], ends)
     snap = held(SnapKV(int(48 * factor), "tokens", 32, 7, "max"), prefilled, tiny)
     for n, layer in enumerate(snap.layers):
-        keys, values, labels = method.pruned(prefilled, n, sentence)
+        keys, values, labels = method.pruned(prefilled, n, sentence, 48)
         assert labels.shape == (2, int(48 * factor)) and torch.equal(labels, labels.sort(1).values)
         assert torch.equal(keys.half(), layer.keys) and torch.equal(values.half(), layer.values)
     # Entries carry the sentence of the place that they come from.
@@ -79,7 +79,7 @@ def test_pruning_is_snapkv_to_the_semantic_budget(tiny, ids, prefilled, ends, fa
 def test_every_kept_token_is_in_one_sentence_whose_mean_key_is_stored(prefilled, ids, ends):
     method, sentence = SentenceKV(64, 1.5), sentences(ids[:T], ends)
     for n, layer in enumerate(method.hold(prefilled, ends)):
-        keys, _, labels = method.pruned(prefilled, n, sentence)
+        keys, _, labels = method.pruned(prefilled, n, sentence, 64)
         always, H = 8, 2
         assert layer.labels.shape == (H, 96 - 2 * always) and layer.count == always
         assert torch.equal(layer.labels.long(), labels[:, always:-always])
@@ -168,6 +168,6 @@ def test_what_is_held_leaves_the_pool_out_and_transfers_are_counted(tiny, ids, p
 
 
 def test_wrong_settings_are_refused():
-    for wrong in ({"budget": 4}, {"factor": 0.5}, {"units": "words"}, {"query": "best"}, {"first": "none"}):
+    for wrong in ({"budget": 0}, {"factor": 0.5}, {"units": "words"}, {"query": "best"}, {"first": "none"}):
         with pytest.raises(UserError, match="sentencekv"):
             SentenceKV(**wrong)

@@ -20,7 +20,7 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.kv_cache.held import HALF, Holder, Prefilled, prefill
-from parsimony.methods.kv_cache.retrieval import Retrieving, means, sizes
+from parsimony.methods.kv_cache.retrieval import Retrieving, limit, means, sizes
 from parsimony.models.decoder import Decoder
 from parsimony.models.language import Language
 
@@ -33,8 +33,9 @@ class LouisKV:
 
     Parameters
     ----------
-    budget : int
+    budget : float
         B, entries fetched at most (sinks and the buffer come on top).
+    unit : {"tokens", "ratio", "bytes"}
     tau : float
         A step whose queries have a mean cosine below this with those before is a boundary; above 1 every step is one,
         at -1 only the first.  Of the model: see `calibrate`.
@@ -50,15 +51,15 @@ class LouisKV:
     """
 
     def __init__(
-        self, budget: int = 512, tau: float = 0.7, stride: int = 0, units: str = "clusters", size: int = 16,
-        sinks: int = 4, local: int = 32,
+        self, budget: float = 512, tau: float = 0.7, stride: int = 0, units: str = "clusters", size: int = 16,
+        sinks: int = 4, local: int = 32, unit: str = "tokens",
     ):  # fmt: skip
-        if units not in UNITS or min(budget, size, local) < 1 or min(stride, sinks) < 0:
+        if units not in UNITS or budget <= 0 or min(size, local) < 1 or min(stride, sinks) < 0:
             raise UserError(
-                f"louiskv: units {units!r} are not one of {', '.join(UNITS)}, or one of budget {budget}, size {size}, "
-                f"local {local} is below 1, or of stride {stride}, sinks {sinks} below 0; mend its params"
+                f"louiskv: units {units!r} are not one of {', '.join(UNITS)}, or budget {budget} is not above 0, "
+                f"size {size} or local {local} below 1, stride {stride} or sinks {sinks} below 0; mend its params"
             )
-        self.budget, self.tau, self.stride, self.units = budget, tau, stride, units
+        self.budget, self.unit, self.tau, self.stride, self.units = budget, unit, tau, stride, units
         self.size, self.sinks, self.local = size, sinks, local
 
     def build(self, model: Language, inputs: Inputs) -> Holder:
@@ -67,8 +68,9 @@ class LouisKV:
 
     def hold(self, prefilled: Prefilled) -> list[Louis]:
         """One `Louis` a layer."""
+        B = limit(self.budget, self.unit, prefilled)
         return [
-            Louis(keys, values, self, layer)
+            Louis(keys, values, B, self, layer)
             for layer, (keys, values) in enumerate(zip(prefilled.keys, prefilled.values, strict=True))
         ]
 
@@ -84,13 +86,13 @@ class LouisKV:
 class Louis(Retrieving):
     """One layer."""
 
-    def __init__(self, keys: Tensor, values: Tensor, settings: LouisKV, layer: int):
+    def __init__(self, keys: Tensor, values: Tensor, B: int, settings: LouisKV, layer: int):
         s, T = settings, keys.shape[1]
         sinks = min(s.sinks, T)
         pool = keys[:, sinks : max(T - s.local, sinks)]
         labels, count = partition(pool, s, prompt=True)
-        super().__init__(keys, values, labels, s.described(pool, labels, count), sinks, s.budget)
-        self.settings, self.step, self.before = s, 0, torch.zeros(0, dtype=HALF)
+        super().__init__(keys, values, labels, s.described(pool, labels, count), sinks, B)
+        self.settings, self.B, self.step, self.before = s, B, 0, torch.zeros(0, dtype=HALF)
         self.random = torch.Generator().manual_seed(layer)
 
     def boundary(self, q: Tensor) -> bool:
@@ -111,9 +113,9 @@ class Louis(Retrieving):
             self.close(labels[0], s.described(segment, labels, count))
         left = self.leave(s.local)
         if boundary:
-            self.fetched = self.fetch(self.choose(self.scores(q), s.budget))
+            self.fetched = self.fetch(self.choose(self.scores(q), self.B))
         elif left.shape[2]:
-            self.fetched = torch.cat((self.fetched, left), 2)[:, :, : s.budget]
+            self.fetched = torch.cat((self.fetched, left), 2)[:, :, : self.B]
         return self.beside(self.fetched)
 
     def scores(self, q: Tensor) -> Tensor:

@@ -7,13 +7,21 @@ A unit is a set of entries of the pool with a short description in the index: th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from parsimony.methods.kv_cache.held import HALF, Held
+from parsimony.methods.kv_cache.budget import entries
+from parsimony.methods.kv_cache.held import HALF, Held, Prefilled
 from parsimony.methods.kv_cache.store import HostStore
+
+
+def limit(budget: float, unit: str, prefilled: Prefilled) -> int:
+    """Entries that a budget allows; one of the whole context allows for all that is decoded behind it too."""
+    count = entries(budget, unit, prefilled)
+    return sys.maxsize if count == len(prefilled) else count
 
 
 def means(keys: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -50,6 +58,9 @@ class Retrieving(Held):
         Keys and values of the pool that attention sees.
     closed : list of Tensor [n] int64
         Labels of the oldest tokens of the buffer, unit by unit, that are ready to move to the pool.
+    overlap : float
+        Jaccard similarity of what was fetched with what the fetch before got, summed over fetches (a measurement: what
+        it needs is not counted as held).
     """
 
     def __init__(self, keys: Tensor, values: Tensor, labels: Tensor, index: list[Tensor], sinks: int, room: int):
@@ -60,11 +71,17 @@ class Retrieving(Held):
         self.labels, self.index = labels.int(), [each.to(HALF) for each in index]
         self.fetched = self.buffer.new_zeros(2, keys.shape[0], min(room, labels.shape[1]), keys.shape[2])
         self.closed: list[Tensor] = []
+        self.overlap, self.last = 0.0, torch.zeros(keys.shape[0], 0, dtype=torch.bool)
 
     @property
     def moved(self) -> int:
         """Bytes copied back from the store so far."""
         return self.store.moved
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What benchmarks report: `overlap`, and of how many fetches that is the sum."""
+        return {"overlap": self.overlap, "fetched_again": max(self.retrievals - 1, 0)}
 
     @property
     def open(self) -> int:
@@ -98,7 +115,11 @@ class Retrieving(Held):
 
     def fetch(self, indices: Tensor) -> Tensor:
         """Copies [2, H, m, d] of entries of the pool ([H, m] int64)."""
-        self.retrievals += 1
+        now = torch.zeros(self.labels.shape, dtype=torch.bool).scatter_(1, indices, True)
+        before = torch.cat((self.last, now.new_zeros(len(now), now.shape[1] - self.last.shape[1])), 1)
+        either = (now | before).sum(1).clamp(min=1)
+        self.overlap += float(((now & before).sum(1) / either).mean())
+        self.last, self.retrievals = now, self.retrievals + 1
         return torch.stack(self.store.fetch(indices))
 
     def beside(self, fetched: Tensor) -> tuple[Tensor, Tensor, None]:

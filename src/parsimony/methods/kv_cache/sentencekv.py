@@ -21,7 +21,7 @@ from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.kv_cache.eviction import with_window
 from parsimony.methods.kv_cache.held import Holder, Prefilled
-from parsimony.methods.kv_cache.retrieval import Retrieving, means
+from parsimony.methods.kv_cache.retrieval import Retrieving, limit, means
 from parsimony.methods.kv_cache.scores import pooled, received
 from parsimony.models.language import Language
 
@@ -37,9 +37,10 @@ class SentenceKV:
 
     Parameters
     ----------
-    budget : int
+    budget : float
         tau, entries that a step attends to; an eighth of it, at most 32, are for the first entries and as many for
         the newest.
+    unit : {"tokens", "ratio", "bytes"}
     factor : float
         s: pruning leaves s * tau entries.
     units : {"sentences", "chunks"}
@@ -51,15 +52,17 @@ class SentenceKV:
     """
 
     def __init__(
-        self, budget: int = 1024, factor: float = 3, units: str = "sentences", query: str = "mean", first: str = "all"
-    ):
+        self, budget: float = 1024, factor: float = 3, units: str = "sentences", query: str = "mean",
+        first: str = "all", unit: str = "tokens",
+    ):  # fmt: skip
         known = units in ("sentences", "chunks") and query in ("mean", "last") and first in ("all", "query")
-        if budget < 8 or factor < 1 or not known:
+        if budget <= 0 or factor < 1 or not known:
             raise UserError(
-                f"sentencekv: budget {budget} is below 8, factor {factor} below 1, or {units!r}, {query!r}, {first!r} "
-                "are not sentences or chunks, mean or last, all or query; mend its params"
+                f"sentencekv: budget {budget} is not above 0, factor {factor} below 1, or {units!r}, {query!r}, "
+                f"{first!r} are not sentences or chunks, mean or last, all or query; mend its params"
             )
-        self.budget, self.factor, self.units, self.query, self.first = budget, factor, units, query, first
+        self.budget, self.unit, self.factor = budget, unit, factor
+        self.units, self.query, self.first = units, query, first
 
     def build(self, model: Language, inputs: Inputs) -> Holder:
         """The system."""
@@ -73,15 +76,16 @@ class SentenceKV:
         if self.units == "chunks":
             chunk = max(round(T / (int(sentence[-1]) + 1)), 1)
             sentence = torch.arange(T) // chunk
+        tau, count = limit(self.budget, self.unit, prefilled), int(sentence[-1]) + 1
         return [
-            Sentences(*self.pruned(prefilled, layer, sentence), int(sentence[-1]) + 1, ends, chunk, self)
+            Sentences(*self.pruned(prefilled, layer, sentence, tau), count, tau, ends, chunk, self)
             for layer in range(len(prefilled.keys))
         ]
 
-    def pruned(self, prefilled: Prefilled, layer: int, sentence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pruned(self, prefilled: Prefilled, layer: int, sentence: Tensor, tau: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values [H, s tau, d] of the entries that stay, and the sentence [H, s tau] of each."""
         K, V, T = prefilled.keys[layer], prefilled.values[layer], len(prefilled)
-        C = min(int(self.factor * self.budget), T)
+        C = min(int(self.factor * tau), T)
         w = min(WINDOW, C)
         kept = torch.arange(T).expand(K.shape[0], -1)
         if C < T:
@@ -94,16 +98,16 @@ class Sentences(Retrieving):
     """One layer."""
 
     def __init__(
-        self, keys: Tensor, values: Tensor, labels: Tensor, count: int, ends: Tensor, chunk: int, settings: SentenceKV
-    ):
+        self, keys: Tensor, values: Tensor, labels: Tensor, count: int, tau: int, ends: Tensor, chunk: int,
+        settings: SentenceKV,
+    ):  # fmt: skip
         H, C, d = keys.shape
-        always = min(ENDS, settings.budget // 8)
+        always = min(ENDS, tau // 8)
         first = min(always, C)
         tail = max(C - always, first)
-        room = settings.budget - 2 * always
-        super().__init__(keys, values, labels[:, first:tail], [means(keys, labels, count)], first, room)
+        super().__init__(keys, values, labels[:, first:tail], [means(keys, labels, count)], first, tau - 2 * always)
         self.closed = [labels[0, tail:]]  # inside the window, so the same for all heads
-        self.settings, self.always, self.ends, self.chunk = settings, always, ends, chunk
+        self.tau, self.always, self.ends, self.chunk, self.settings = tau, always, ends, chunk, settings
         self.sum, self.queries, self.ending = torch.zeros(H, d), 0, False
 
     def read(self, token: int) -> None:
@@ -117,7 +121,7 @@ class Sentences(Retrieving):
             return self.beside(self.fetch(torch.arange(n).expand(len(q), -1)))
         query = self.sum / self.queries if s.query == "mean" else mine
         scores = (self.index[0].float() @ query[:, :, None])[:, :, 0]
-        room = max(s.budget - self.sinks.shape[2] - self.count, 0)
+        room = max(self.tau - self.sinks.shape[2] - self.count, 0)
         self.fetched = self.fetch(self.choose(scores, room))
         return self.beside(self.fetched)
 
