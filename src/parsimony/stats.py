@@ -197,6 +197,17 @@ QUANTITIES |= {
     for m in (1, 2, 3)
     for j in (1, 2, 3)
 }
+QUANTITIES |= {
+    "rows_read": Quantity("Tokens run to read contexts", "tokens", "lower", ("rows",), "readings"),
+    "pairs_read": Quantity("Pairs attended to read contexts", "pairs", "lower", ("pairs",), "readings"),
+    "read_seconds": Quantity("Reading contexts", "s", "lower", ("read_seconds",), "readings"),
+    "key_cosine": Quantity("Cosine of keys behind an edit", "", "higher", ("key_cosine",), "compared"),
+    "value_cosine": Quantity("Cosine of values behind an edit", "", "higher", ("value_cosine",), "compared"),
+    "rerun_share": Quantity("Tokens run, of the edited context's", "", "lower", ("rows",), "edited_tokens"),
+    "similarity_lost": Quantity("Lost of the next line's similarity", "points", "lower", ("similarity_lost",)),
+    "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
+    "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from parsimony.interfaces import Item, Outcome, Workbench
-from parsimony.methods.kv_cache.held import prefill
+from parsimony.methods.kv_cache.held import Context, Held, prefill
 from parsimony.methods.kv_cache.pie import edits_between
+from parsimony.models.kv_cache import KVCache
 
 OLD, NEW = "django_4_2_1", "django_5_2"
 KINDS = ("insertion", "deletion", "multi_place", "renamed")
@@ -87,8 +88,9 @@ def _renamed(after: list[str]) -> list[Change]:
 class ContextEdits:
     """Contexts of about sixty lines of Django, edited as between two releases.
 
-    Every operating point brings the cache of the old context up to date; predictions of the tokens that follow are
-    compared with those over a context that was run anew.
+    Every operating point brings the cache of the old context up to date and is compared with a context that was run
+    anew: the predictions over the tokens that follow, the next line that it writes, and the directions of the keys
+    and values of the unchanged text behind the last edit (its last token left out, as methods may run that again).
 
     Parameters
     ----------
@@ -98,10 +100,12 @@ class ContextEdits:
         A kind of change.
     scored : int
         Tokens behind the context.
+    line : int
+        Most tokens of the next line.
     """
 
-    def __init__(self, dtype: str, timed: bool, items: int, scored: int):
-        self.dtype, self.timed, self.count, self.scored = dtype, timed, items, scored
+    def __init__(self, dtype: str, timed: bool, items: int, scored: int, line: int):
+        self.dtype, self.timed, self.count, self.scored, self.line = dtype, timed, items, scored, line
 
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
         if OLD not in paths or NEW not in paths:
@@ -125,20 +129,66 @@ class ContextEdits:
         outcome, model, change = Outcome(), bench.model(self.dtype), self.changes[item.id]
         old, new, true = (model.encode(text) for text in (change.old, change.new, change.next))
         true, edits = true[: self.scored], edits_between(old, new)
-        exact = model.decoder.prefill(torch.cat((new, true[:-1]))[None], model.decoder.cache(1024), want="all")[0]
+        cache = model.decoder.cache(len(new) + len(true))
+        exact = model.decoder.prefill(torch.cat((new, true[:-1]))[None], cache, want="all")[0]
         expected, prefilled = exact[len(new) - 1 :].log_softmax(-1), prefill(model.decoder, old)
+        same = len(old) - edits[-1].end - 1  # tokens behind the last edit, without the last
+        target = _first_line(change.next)
+        anew = [
+            Held(cache.keys(n)[0, :, : len(new)], cache.values(n)[0, :, : len(new)]) for n in range(len(cache.lengths))
+        ]
+        anew = self._next_line(Context(model.decoder, anew, len(new), exact[len(new) - 1]), model)
         for point in bench.points:
             context, seconds, rows = bench.system(point, self.dtype).edit(prefilled, edits)
+            numbers = {"edit_seconds": seconds, "edited": 1, "rows": rows, "edited_tokens": len(new)}
+            numbers |= _likeness(context, cache, len(new), same)
+            line = self._next_line(context, model)
             with torch.inference_mode():
                 found = torch.cat((context.logits[None], context.extend(true[:-1]))).float().log_softmax(-1)
-            numbers = {
+            numbers |= {
                 "scored": len(true),
                 "divergence": float((expected.exp() * (expected - found)).sum()),
                 "same_top": float((found.argmax(-1) == expected.argmax(-1)).sum()),
                 "nll": float(-found.gather(1, true[:, None]).sum()),
-                "seconds": seconds,
-                "rows": rows,
-                "tokens": len(new),
+                "exact_match": float(line == target),
+                "edit_similarity": _similarity(line, target),
+                "similarity_lost": 100 * (_similarity(anew, target) - _similarity(line, target)),
+                "same_line": float(line == anew),
             }
             outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
         return outcome
+
+    @torch.inference_mode()
+    def _next_line(self, context: Context, model) -> str:
+        """The first line that greedy decoding writes; the context is as before afterwards."""
+        length, logits, ids, text = len(context), context.logits, [], ""
+        while len(ids) < self.line and "\n" not in text.lstrip():
+            ids.append(context.logits.argmax())
+            text = model.decode(torch.stack(ids))
+            context.extend(ids[-1:])
+        for held in context.layers:
+            held.count -= len(ids)
+        context.in_order, context.logits = length, logits
+        return _first_line(text)
+
+
+def _first_line(text: str) -> str:
+    """The first line that is not empty, without the spaces around it."""
+    return text.strip().partition("\n")[0].rstrip()
+
+
+def _similarity(line: str, target: str) -> float:
+    """Share of equal characters (Ratcliff and Obershelp)."""
+    return difflib.SequenceMatcher(None, line, target, autojunk=False).ratio()
+
+
+def _likeness(context: Context, cache: KVCache, length: int, same: int) -> dict[str, float]:
+    """Cosines, summed, of the keys and values of ``same`` tokens before the last with those of an exact cache."""
+    sums = {"key_cosine": 0.0, "value_cosine": 0.0, "compared": 0}
+    for n, held in enumerate(context.layers if same > 0 else ()):
+        pairs = (held.keys, cache.keys(n)[0]), (held.values, cache.values(n)[0])
+        for name, (ours, theirs) in zip(("key_cosine", "value_cosine"), pairs, strict=True):
+            found, true = ours[:, -1 - same : -1].float(), theirs[:, length - 1 - same : length - 1].float()
+            sums[name] += float(torch.cosine_similarity(found, true, dim=-1).sum())
+        sums["compared"] += true.shape[0] * same
+    return sums
