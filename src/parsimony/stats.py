@@ -185,6 +185,12 @@ QUANTITIES |= {
     "moved_per_step": Quantity("Bytes moved a decoding step", "bytes/step", "lower", ("moved_bytes",), "steps"),
     "retrievals_per_step": Quantity("Retrievals a decoding step", "1/step", "lower", ("retrievals",), "steps"),
     "locality": Quantity("Jaccard similarity of fetches in succession", "", "", ("overlap",), "fetched_again"),
+    "agreed_tokens": Quantity("Tokens before the first difference", "tokens", "higher", ("agreed",)),
+    "final_share": Quantity(
+        "Bytes held behind the answer, of the full cache's", "", "lower", ("final_bytes",), "final_whole_bytes"
+    ),
+    "peak_bytes": Quantity("Most bytes held", "bytes", "lower", ("peak_bytes",)),
+    "passage_gain": Quantity("Gained by the passage", "nats/token", "higher", ("gained",), "scored"),
 }
 QUANTITIES |= {
     f"perplexity_draft_{n}": Quantity(
