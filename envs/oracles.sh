@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds the official suffix tree into the environment given (`make oracles`), for the tests that compare drafts with it.
-# Only its C++ extension and the cache beside it: the whole package wants vLLM and its torch.
+# Puts other implementations into the environment given (`make oracles`), for the tests that compare ours with them.
+# Of the official suffix tree only its C++ extension and the cache beside it: the whole package wants vLLM and its torch.
+# kvpress without what it asks for: it wants transformers below 5.3, and of the rest its rules import only these.
 set -euo pipefail
 venv=$1
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
+
+"${pip[@]}" install --no-deps kvpress==0.5.5 cachetools==5.5.2 fire==0.7.1 termcolor==3.3.0
 
 command -v c++ >/dev/null || { echo "the official suffix tree needs a C++20 compiler: install g++"; exit 1; }
 "${pip[@]}" install --target "$build/tools" nanobind==2.9.2 cmake==4.4.5 ninja==1.13.2

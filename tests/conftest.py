@@ -22,8 +22,11 @@ def root() -> Path:
     return ROOT
 
 
-def write_tiny_model(folder: Path, vocabulary: int = 300) -> Path:
-    """A random Llama of 2 layers with a byte-level tokenizer whose token 0 is end, padding and end of turn in one."""
+def write_tiny_model(folder: Path, vocabulary: int = 300, width: int = 8) -> Path:
+    """A random Llama of 2 layers with a byte-level tokenizer whose token 0 is end, padding and end of turn in one.
+
+    ``width`` is that of its heads.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +39,7 @@ def write_tiny_model(folder: Path, vocabulary: int = 300) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=width,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )

@@ -29,6 +29,9 @@ Interface = Literal[
     "MultiGenerator",
     "Guesser",
     "ImageGenerator",
+    "ContextHolder",
+    "ParallelReader",
+    "CacheEditor",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str

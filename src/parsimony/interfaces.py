@@ -163,6 +163,33 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class ContextHolder(Protocol):
+    """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
+
+    def hold(self, prefilled):
+        """What is held of a ``kv_cache.held.Prefilled``: a ``kv_cache.held.Context``, and the seconds that it took."""
+        ...
+
+
+@runtime_checkable
+class ParallelReader(Protocol):
+    """Reads several contexts behind a common prefix, not necessarily one after the other."""
+
+    def read(self, prefix_ids: torch.Tensor, contexts: list[torch.Tensor]):
+        """A ``kv_cache.held.Context`` that goes on from them, and the seconds that it took."""
+        ...
+
+
+@runtime_checkable
+class CacheEditor(Protocol):
+    """Brings a cached context up to date when its text is edited."""
+
+    def edit(self, prefilled, edits):
+        """Apply ``kv_cache.pie.Edit`` to a ``kv_cache.held.Prefilled``: a ``Context``, seconds, and rows run."""
+        ...
+
+
+@runtime_checkable
 class Guesser(Protocol):
     """Guesses tokens beyond the next one.
 

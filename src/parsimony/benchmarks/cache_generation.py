@@ -1,0 +1,76 @@
+"""Long answers over a compressed prompt: what compression does step by step while decoding goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parsimony.benchmarks import prompts
+from parsimony.benchmarks.cached_context import CachedContext
+from parsimony.interfaces import Item, Outcome, Workbench
+from parsimony.methods.autoregressive.verify import VerifyLoop
+from parsimony.methods.kv_cache.held import Prefilled
+
+KINDS = ("summarisation", "question_answering", "free_writing")
+"""Reported categories: requests that are answered at length."""
+
+
+class CacheGeneration(CachedContext):
+    """Chat requests whose greedy answer under the full cache is run again, token by token, over the compressed one.
+
+    Both predict the same token at ``same_top`` of ``scored`` places.  Greedy decoding over the compressed cache writes
+    the same text up to the first place where they differ, since all that came before is equal, so ``agreed`` is what a
+    free run agrees on; what it writes behind that place is not measured.  ``peak_bytes`` and ``final_bytes`` are live
+    tensors while the answer grows and at its end, ``final_whole_bytes`` the full cache in half precision there.
+
+    Parameters
+    ----------
+    dtype : str
+    timed : bool
+    items : int
+        A category.
+    characters : int
+        Longer documents end at a sentence within so many.
+    limit : int
+        Tokens of an answer.
+    """
+
+    def __init__(self, dtype: str, timed: bool, items: int, characters: int, limit: int):
+        self.dtype, self.timed, self.count, self.characters, self.limit = dtype, timed, items, characters, limit
+
+    def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
+        return prompts.spec_mix(paths, dict.fromkeys(KINDS, self.count), seed, self.characters)
+
+    def skipped(self, missing: dict[str, str]) -> dict[str, str]:
+        assets = {kind: prompts.CATEGORIES[kind][0] for kind in KINDS}
+        return {kind: missing[asset] for kind, asset in assets.items() if asset in missing}
+
+    def measure(self, item: Item, bench: Workbench) -> Outcome:
+        outcome, model = Outcome(), bench.model(self.dtype)
+        ids = model.chat([{"role": "user", "content": item.turns[0]}])
+        self.true = VerifyLoop(model).generate(ids, self.limit, np.random.default_rng(0)).tokens
+        self.measure_all(outcome, bench, ids, item)
+        return outcome
+
+    def follow(self, context, item) -> dict[str, float]:
+        rows, peak = [context.logits], context.nbytes()
+        for token in self.true[:-1]:
+            rows.append(context.extend(token[None])[0])
+            peak = max(peak, context.nbytes())
+        found = torch.stack(rows).float().log_softmax(-1)
+        same = found.argmax(-1) == self.true
+        return {
+            "scored": len(found),
+            "same_top": float(same.sum()),
+            "agreed": float(same.cumprod(0).sum()),
+            "nll": float(-found.gather(1, self.true[:, None]).sum()),
+            "peak_bytes": peak,
+            "final_bytes": context.nbytes(),
+        }
+
+    def measure_one(self, system, prefilled: Prefilled, item) -> dict[str, float]:
+        numbers = super().measure_one(system, prefilled, item)
+        grown = 1 + numbers["steps"] / len(prefilled)
+        return numbers | {"final_whole_bytes": prefilled.nbytes * grown}
