@@ -138,6 +138,7 @@ def ship(key: str, lock: dict[str, Asset], resources: Path, lock_file: Path) -> 
     asset, folder = lock[key], SHIPPED / key
     if asset.source != "shipped":
         raise UserError(f"asset {key!r} is {asset.source}, not shipped: `parsimony asset {key}` makes it")
+    resources.mkdir(parents=True, exist_ok=True)
     inputs = {name: fetch_all(name, lock, resources) for name in asset.inputs}
     with tempfile.TemporaryDirectory(dir=resources) as made_here:
         out = Path(made_here)
