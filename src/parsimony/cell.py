@@ -8,6 +8,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -61,7 +62,10 @@ def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
         items = benchmark.items(paths, plan.suite.seed)
         if len({item.id for item in items}) < len(items):
             raise ValueError(f"benchmark {cell.benchmark!r} repeats item ids")
-        skipped = benchmark.skipped(missing)
+        skipped, module = benchmark.skipped(missing), plan.methods[cell.method].module
+        if module and not find_spec(module):
+            reason = f"Python module {module!r} is not installed; `make oracles` installs it"
+            skipped, items = skipped | {item.category: reason for item in items}, []
         if not items and not skipped:
             raise UserError(f"benchmark {cell.benchmark!r} has no items in suite {plan.name!r}; raise its 'items'")
         journal = Journal(places.journal(cell_id), cell.version, [item.id for item in items], plan.suite.seed)

@@ -77,6 +77,7 @@ class Method(Targeted):
     points: dict[Key, Params] = Field(min_length=1, description="operating point -> overrides of params")
     assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
     uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
+    module: Key | None = Field(None, description="Python module it needs; its cells are skipped where that is missing")
 
     @model_validator(mode="after")
     def _points_override_params(self):

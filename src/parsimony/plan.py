@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -337,6 +338,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         [asset_version(plan.lock, key) for key in allowed],
         [plan.cells[need].version for need in needs],
     ]
+    if m.module and not find_spec(m.module):
+        settings.append(f"without {m.module}")  # so that it is measured once the module is there
     version = fingerprint.combine([code, *settings])
     plan.cells[cell_id] = Cell(cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version)
     return cell_id

@@ -118,6 +118,8 @@ def every(interface: str, lossless: bool = False):
 
 def build(method: str, point: str, models: dict, inputs: Inputs):
     config = METHODS[method]
+    if config.module:
+        pytest.importorskip(config.module, reason=f"{config.module} is not installed; `make oracles` installs it")
     built = instantiate(config.target, config.params | config.points[point])
     return built.build(models[config.architecture], inputs)
 

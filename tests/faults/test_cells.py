@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 
+from parsimony import records
+
 CELL = "spec_mix--smollm2_135m_instruct--token_recycling"
 NEEDS = ("latency--smollm2_135m_instruct--greedy", "spec_mix--smollm2_135m_instruct--greedy")
 ASSETS = ("smollm2_135m_instruct", "gsm8k_sample", "smollm2_recycling_calibration")
@@ -91,6 +93,17 @@ def test_a_missing_package_is_one_sentence(ready):
     status, output = ready.parsimony("cell", CELL)
     assert status == 2, output
     assert output.count("\n") == 1 and "package 'tokenizers' is missing" in output and "make install" in output
+
+
+def test_without_its_module_a_method_is_skipped_until_the_module_is_there(ready):
+    ready.edit("configs/method/token_recycling.yaml", "family:", "module: nowhere\nfamily:")
+    status, output = ready.parsimony("cell", CELL)
+    assert status == 0 and not measured(output)
+    frame, _ = records.read(published(ready)[0])
+    assert set(frame["status"]) == {"skipped"} and frame["reason"].str.contains("'nowhere' is not installed").any()
+    ready.write("src/nowhere.py", "")
+    assert ready.parsimony("cell", CELL)[0] == 0
+    assert set(records.read(published(ready)[0])[0]["status"]) == {"ok"}
 
 
 def test_a_misspelt_cell_names_the_nearest(project):
