@@ -212,27 +212,42 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
     return [_save(figure, data.drop(columns=["status", "reason"]), stem)]
 
 
+def _trade(summary, benchmark, context) -> tuple[str, str]:
+    """The two quantities between which methods choose on a benchmark, the cost or effort first."""
+    measured, columns = set(summary["quantity"]), context["columns"].get(benchmark) or [""]
+    if set(PER_CATEGORY) <= measured:
+        return PER_CATEGORY
+    return ("cache_share", columns[0]) if "cache_share" in columns else ("", "")
+
+
 def _pareto(summary, benchmark, out, context) -> list[Path]:
-    """Speed-up against mean accepted tokens, all operating points, with the front; its points carry their names."""
-    pooled = summary[(summary["category"] == "all") & summary["quantity"].isin(PER_CATEGORY)]
+    """Speed-up against accepted tokens, or quality against bytes: all operating points, names along the front."""
+    across, up = _trade(summary, benchmark, context)
+    pooled = summary[(summary["category"] == "all") & summary["quantity"].isin([across, up])]
     data = pooled.pivot_table(index=["method", "point"], columns="quantity", values=["value", "low", "high"])
-    if data.empty or not {("value", "speedup"), ("value", "mean_accepted_tokens")} <= set(data.columns):
+    if data.empty or not {("value", across), ("value", up)} <= set(data.columns):
         return []
-    data = data[data["value", "speedup"].notna() & data["value", "mean_accepted_tokens"].notna()]
-    x, y = data["value", "mean_accepted_tokens"].to_numpy(), data["value", "speedup"].to_numpy()
-    front = pareto(np.stack((x, y), 1), (True, True))
+    data = data[data["value", up].notna() & data["value", across].notna()]
+    x, y = data["value", across].to_numpy(), data["value", up].to_numpy()
+    front = pareto(np.stack((x, y), 1), tuple(QUANTITIES[q].better == "higher" for q in (across, up)))
     figure, axes = plt.subplots(figsize=(WIDTHS["neurips"], 3.4), layout="constrained")
-    axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
     order = np.argsort(x[front])
-    axes.step(x[front][order], y[front][order], where="pre", color="#999999", linewidth=0.8, zorder=1)
-    greedy = look("greedy", [], {"greedy"}) | {"linestyle": "none"}
-    axes.plot(1.0, 1.0, **greedy)
-    axes.annotate("greedy", (1.0, 1.0), xytext=(-5, 3), textcoords="offset points", fontsize=7, ha="right")
+    where = "pre" if QUANTITIES[across].better == "higher" else "post"
+    axes.step(x[front][order], y[front][order], where=where, color="#999999", linewidth=0.8, zorder=1)
+    if up in ONE:
+        axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.plot(1.0, 1.0, **look("greedy", [], {"greedy"}) | {"linestyle": "none"})
+        axes.annotate("greedy", (1.0, 1.0), xytext=(-5, 3), textcoords="offset points", fontsize=7, ha="right")
+    else:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    if up == "kl_divergence":
+        axes.set_yscale("symlog", linthresh=0.01)  # that of the full cache is nothing, the worst above one nat
     for n, (method, _) in enumerate(data.index):
         style = look(method, context["methods"][method], context["references"])
         faint = 1.0 if front[n] else 0.45
         axes.plot(x[n], y[n], linestyle="none", color=style["color"], marker=style["marker"], alpha=faint)
-        for name, at, lines in (("mean_accepted_tokens", y[n], axes.hlines), ("speedup", x[n], axes.vlines)):
+        for name, at, lines in ((across, y[n], axes.hlines), (up, x[n], axes.vlines)):
             if ("low", name) in data.columns:
                 span = data["low", name].iloc[n], data["high", name].iloc[n]
                 lines(at, *span, color=style["color"], linewidth=0.7, alpha=faint)
@@ -243,8 +258,8 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
         style = look(method, context["methods"][method], context["references"]) | {"linestyle": "none"}
         axes.plot([], [], label=words(method), **style)
     figure.legend(loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
-    axes.set_xlabel("mean accepted tokens per pass")
-    axes.set_ylabel("speed-up over the reference")
+    axes.set_xlabel("mean accepted tokens per pass" if across == PER_CATEGORY[0] else _axis(across))
+    axes.set_ylabel(_axis(up))
     flat = data.copy()
     flat.columns = [f"{quantity}_{bound}" for bound, quantity in flat.columns]
     return [_save(figure, flat.reset_index(), out / f"{benchmark}_pareto")]
