@@ -128,7 +128,8 @@ class Bench:
 
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
-        return locate(config.target).load(self.paths[config.asset], dtype=dtype, **config.params)
+        folder = self.paths[config.asset] if config.asset else None
+        return locate(config.target).load(folder, dtype=dtype, **config.params)
 
     def system(self, point: str, dtype: str):
         system = self._build(self.cell.method, point, dtype)

@@ -32,6 +32,8 @@ Interface = Literal[
     "ContextHolder",
     "ParallelReader",
     "CacheEditor",
+    "Codec",
+    "BatchCodec",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
@@ -60,8 +62,8 @@ class Targeted(Closed):
 class Model(Targeted):
     """Weights + tokenizer: which asset holds them and which class loads them."""
 
-    asset: Key
-    architecture: Key = Field(description="what methods and benchmarks must be made for: decoder, seq2seq, ...")
+    asset: Key | None = Field(description="null for the neutral model `samples`, which codecs are bound to")
+    architecture: Key = Field(description="what methods and benchmarks must be made for: decoder, samples, ...")
     licence: str
 
 
@@ -86,7 +88,7 @@ class Method(Targeted):
                 if key not in self.params:
                     hint = nearest(key, self.params)
                     raise ValueError(f"points.{point}: {key!r} is not among the params of this method{hint}")
-        if self.lossless and not self.reference:
+        if self.lossless and not self.reference and "Codec" not in self.implements:  # codecs have their input
             raise ValueError("a lossless method needs a reference to be compared with")
         return self
 

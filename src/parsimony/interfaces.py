@@ -163,6 +163,54 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
+class Codec(Protocol):
+    """Turns samples into bytes and back, elsewhere: a decoder has the bytes and an equal codec, and nothing else.
+
+    Samples are uint8: an image [H, W] or [H, W, 3], or bytes [N].
+
+    Attributes
+    ----------
+    model_bytes : int
+        What both sides must have beforehand (networks, priors, tables) in bytes; 0 for classic codecs.
+    """
+
+    model_bytes: int
+
+    def encode(self, x: np.ndarray) -> bytes:
+        """Everything that a decoder needs for this item, its shape included; the length is the rate.
+
+        Raises
+        ------
+        UserError
+            For samples of a kind, shape or size that this codec does not take.
+        """
+        ...
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Samples of a stream.
+
+        Raises
+        ------
+        UserError
+            For bytes that are no stream of this codec, as far as that shows; never anything else, whatever they are.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchCodec(Codec, Protocol):
+    """A codec that is faster on many items at once; each stream is byte for byte that of `encode` alone."""
+
+    def encode_batch(self, xs: list[np.ndarray]) -> list[bytes]:
+        """A stream an item."""
+        ...
+
+    def decode_batch(self, data: list[bytes]) -> list[np.ndarray]:
+        """The items of streams, which may have been encoded in other batches."""
+        ...
+
+
+@runtime_checkable
 class ContextHolder(Protocol):
     """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
 

@@ -31,7 +31,7 @@ class Cell:
     needs : tuple of str
         Cells that must be measured before.
     assets : tuple of str
-        Assets that must be there: the model's, the benchmark's and the method's.
+        Assets that must be there: the model's (if it has one), the benchmark's and the method's.
     code : str
         Version of the code of method, reference and benchmark.
     version : str
@@ -317,7 +317,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     needs = tuple(dict.fromkeys(_add(plan, model, reference, key, paper, wanted) for key in used))
     others = [plan.methods[other] for other in (reference, peer)]
     extra = [key for config in (m, *others) for key in config.assets.get(model, {}).values()]
-    assets = list(dict.fromkeys([plan.models[model].asset, *b.assets, *extra]))
+    weights = plan.models[model].asset
+    assets = list(dict.fromkeys([*([weights] if weights else []), *b.assets, *extra]))
     for key in assets:
         _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
     allowed = tuple(key for key in assets if plan.lock[key].source in plan.suite.sources)

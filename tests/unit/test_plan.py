@@ -94,6 +94,25 @@ def test_a_comment_changes_no_version_and_a_value_does(copy):
     assert changed == {"token_recycling"}
 
 
+def test_codecs_are_bound_to_a_model_without_an_asset(copy):
+    groups = {
+        "method/same.yaml": "family: image\nimplements: [Codec]\nlossless: true\npoints: {same: {}}\n",
+        "benchmark/round_trip.yaml": "needs: Codec\ntitle: Round trip\n",
+    }
+    for file, text in groups.items():
+        target = "_target_: parsimony.models.samples.Samples\narchitecture: samples\n"
+        (copy / "configs" / file).write_text(target + text)
+    paper = copy / "configs/paper/iscs.yaml"
+    study = "study: [{models: [samples], methods: [same], benchmarks: [round_trip]}]\n"
+    paper.write_text(paper.read_text().split("pending:")[0] + study)
+    suite = ["suite.papers=[iscs]", "suite.benchmarks=[round_trip]"]
+    cell = make_plan(suite, copy).cells["round_trip--samples--same"]
+    assert cell.assets == () and cell.needs == ()
+    edit(paper, "methods: [same]", "methods: [greedy]")
+    with pytest.raises(UserError, match="method 'greedy' is for models of architecture 'decoder' and does not fit"):
+        make_plan(suite, copy)
+
+
 def test_code_versions_ignore_what_does_nothing_and_follow_imports(tmp_path, monkeypatch):
     package = tmp_path / "parsimony"
     package.mkdir()
