@@ -1,6 +1,12 @@
 REPORT_CODE = code_version("parsimony.report")
 
 
+localrules:
+    report,
+    publish,
+    published,
+
+
 rule report:
     """Tables, figures, numbers.tex, ledger, coverage and the page, from the records alone."""
     input:
