@@ -16,6 +16,10 @@ OVERRIDES = [f"suite={config['suite']}"] if "suite" in config else []
 OVERRIDES += shlex.split(config.get("set", ""))
 try:
     PLAN = make_plan(OVERRIDES, Path(workflow.basedir))
+    # `papers` names papers whose cells alone are measured and published; the others stay as they are.
+    WANTED = PLAN.cells
+    if "papers" in config:
+        WANTED = [key for paper in config["papers"].split() for key in PLAN.cells_of(paper)]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
