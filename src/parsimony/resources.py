@@ -1,6 +1,6 @@
 """What a job asks of a cluster: memory, time and GPUs, from its model, its context and its method.
 
-Estimates on the generous side, rounded up to a few sizes, since the jobs of an array ask the same.  A job that is killed
+Estimates on the generous side, rounded up to a few sizes, since the jobs of an array ask the same.  A job killed
 for memory or time asks for the next size at its next attempt.
 """
 

@@ -35,7 +35,9 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
     out.mkdir(parents=True, exist_ok=True)
     made = []
     if (paying := where_it_pays(summary))[1]:
-        made.append(_write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']['all']}"))
+        made.append(
+            _write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']['all']}")
+        )
     for benchmark in sorted(summary["benchmark"].unique()):
         mine = summary[summary["benchmark"] == benchmark]
         models = ", ".join(sorted(mine["model"].unique()))
