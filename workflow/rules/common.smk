@@ -19,7 +19,9 @@ try:
     # `papers` names papers whose cells alone are measured and published; the others stay as they are.
     WANTED = PLAN.cells
     if "papers" in config:
-        WANTED = [key for paper in config["papers"].split() for key in PLAN.cells_of(paper)]
+        WANTED = [
+            key for paper in config["papers"].split() for key in PLAN.cells_of(paper)
+        ]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
