@@ -214,6 +214,31 @@ QUANTITIES |= {
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
+QUANTITIES |= {
+    "encode_speed": Quantity("Encoding", "MB/s", "higher", ("values",), "encode_seconds", scale=lambda x: x / 1e6),
+    "decode_speed": Quantity("Decoding", "MB/s", "higher", ("values",), "decode_seconds", scale=lambda x: x / 1e6),
+    "encode_speedup": Quantity(
+        "Faster to encode than the reference", "x", "higher", ("values",), "encode_seconds",
+        against=("reference_values", "reference_encode_seconds"),
+    ),
+    "decode_speedup": Quantity(
+        "Faster to decode than the reference", "x", "higher", ("values",), "decode_seconds",
+        against=("reference_values", "reference_decode_seconds"),
+    ),
+    "rate_ratio": Quantity("Bytes, of the reference's", "", "lower", ("bytes",), "reference_bytes"),
+    "variables": Quantity("Variables", "", "", ("variables",), "circuits"),
+    "naive_to_path": Quantity("Path evaluation faster than naive", "x", "higher", ("naive_seconds",), "path_seconds"),
+    "naive_to_once": Quantity("Evaluation once faster than naive", "x", "higher", ("naive_seconds",), "once_seconds"),
+    "naive_evaluations": Quantity("Circuits evaluated, naive", "", "lower", ("naive_evaluations",), "edges"),
+    "path_evaluations": Quantity("Circuits evaluated, by path", "", "lower", ("path_evaluations",), "edges"),
+    "once_evaluations": Quantity("Circuits evaluated, once", "", "lower", ("once_evaluations",), "edges"),
+    "code_overhead": Quantity(
+        "Code above theory, a stream an image", "", "lower", ("code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+    "one_code_overhead": Quantity(
+        "Code above theory, one stream", "", "lower", ("one_code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+}  # fmt: skip
 KEYS = ["model", "benchmark", "method", "point"]
 
 

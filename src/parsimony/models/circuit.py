@@ -146,19 +146,23 @@ class HiddenChowLiuTree(nn.Module):
 
     def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """log p(x) [B] in nats of ``x`` ([B, D] int64); variables that are not ``known`` ([D] bool) are summed out."""
-        D, K, M = self.leaves.shape
+        return self._evaluate(x, *(p.log() for p in self.parameters()), known)
+
+    def _evaluate(self, x: Tensor, prior: Tensor, transitions: Tensor, leaves: Tensor, known=None) -> Tensor:
+        """The upward pass, a level of the tree at once, by logarithms of the parameters."""
+        D, K, M = leaves.shape
         at = x[:, self.variable] + K * torch.arange(D)
-        u = F.embedding(at.T, self.leaves.view(D * K, M)).log()  # [D, B, M]
+        u = F.embedding(at.T, leaves.view(D * K, M))  # [D, B, M]
         if known is not None:
-            u = u * known[self.variable, None, None]
+            u = torch.where(known[self.variable, None, None], u, 0.0)
         above = 0
-        for begin, end in zip(self.levels[-2:0:-1], self.levels[:1:-1], strict=True):
+        for upper, begin, end in zip(self.levels[-3::-1], self.levels[-2:0:-1], self.levels[:1:-1], strict=True):
             v = u[begin:end] + above
             most = v.detach().amax(-1, keepdim=True)
-            message = torch.bmm((v - most).exp(), self.transitions[begin - 1 : end - 1].transpose(1, 2)).log() + most
-            upper = self.levels[self.levels.index(begin) - 1]
+            A = transitions[begin - 1 : end - 1].exp()
+            message = torch.bmm((v - most).exp(), A.transpose(1, 2)).log() + most
             above = v.new_zeros(begin - upper, *v.shape[1:]).index_add(0, self.parent[begin:end] - upper, message)
-        return (u[0] + above + self.prior.log()).logsumexp(-1).view(-1)
+        return (u[0] + above + prior).logsumexp(-1).view(-1)
 
     def tables(self) -> dict[str, np.ndarray]:
         """What a file holds: the tree, and every distribution as bytes."""
@@ -166,15 +170,13 @@ class HiddenChowLiuTree(nn.Module):
         return tree | {name: stored(p.detach().numpy()) for name, p in self.named_parameters()}
 
     def flows(self, batches: Iterable[Tensor]) -> tuple[dict[str, Tensor], float]:
-        """Expected counts of each parameter over all batches, d log p / d log theta, and the sum of log p."""
-        total = 0.0
-        for p in self.parameters():
-            p.grad = None
+        """Expected counts of each parameter, d log p / d log theta, and log p in nats, summed over all batches."""
+        total, logs = 0.0, [p.detach().log().requires_grad_() for p in self.parameters()]
         for x in batches:
-            found = self(x).sum()
+            found = self._evaluate(x, *logs).sum()
             found.backward()
             total += found.item()
-        return {name: p.detach() * p.grad for name, p in self.named_parameters()}, total
+        return {name: log.grad for (name, _), log in zip(self.named_parameters(), logs, strict=True)}, total
 
     @torch.no_grad()
     def maximise(self, flows: dict[str, Tensor], pseudocount: float, step: float) -> None:

@@ -97,7 +97,7 @@ class Schedule:
     def evaluations(self, vtree: Vtree, M: int) -> int:
         """Edges evaluated for all conditionals of one sample."""
         edges = vtree.edges(M)
-        through = np.where(vtree.above < 2 * len(vtree.order) - 1, M * M, 2 * M)  # what a vector going down passes
+        through = np.where(vtree.above < 2 * len(vtree.order) - 1, M * M, M)  # a message, or an edge of each product
         return int(through[self.down].sum() + edges[self.up].sum())
 
 

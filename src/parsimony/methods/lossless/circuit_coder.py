@@ -78,6 +78,10 @@ class CircuitCodec:
         """The same codec in another mode."""
         return CircuitCodec(self.file, mode, self.tiles)
 
+    def in_one_stream(self) -> CircuitCodec:
+        """The same circuit for images of any size, all of whose tiles are one stream."""
+        return CircuitCodec(self.file, self.mode, True)
+
     @cached_property
     def evaluations(self) -> int:
         """Edges evaluated for all conditionals of one image or tile."""
@@ -132,6 +136,9 @@ class CircuitCodec:
         if len(self.shape) == 3:
             cut = [shifted_colours(tiles.reshape(-1, *self.shape)).reshape(-1, D) for tiles in cut]
         samples = np.concatenate([np.zeros((0, D), np.uint8), *cut])[:, self.stored["variable"]]
+        K = self.stored["leaves"].shape[1]
+        if samples.max(initial=0) >= K:
+            raise UserError(f"circuit_coder: {samples.max()} is not among the values from 0 to {K - 1} of this circuit")
         return np.ascontiguousarray(samples), [len(tiles) for tiles in cut]
 
     def _encode(self, samples: np.ndarray, part: np.ndarray) -> list[bytes]:
