@@ -58,16 +58,20 @@ class DigitsBatches:
             runs[name] = encoded - began, perf_counter() - encoded, streams, np.array_equal(images, xs)
         for point in bench.points:
             encode, decode, streams, exact = runs[point]
-            numbers = {"values": np.size(xs), "bytes": sum(map(len, streams)), "images": size}
-            numbers |= {"encode_seconds": encode, "decode_seconds": decode, "exact": exact}
-            if reference is not None:
-                numbers |= dict(
-                    zip(("reference_encode_seconds", "reference_decode_seconds"), runs["reference"], strict=False)
-                )
-                numbers |= {"reference_values": np.size(xs), "reference_bytes": sum(map(len, runs["reference"][2]))}
+            numbers = {"values": np.size(xs), "megabytes": np.size(xs) / 1e6, "bits": 8 * sum(map(len, streams))}
+            numbers |= {
+                "encode_seconds": encode,
+                "decode_seconds": decode,
+                "streams": size,
+                "exact_items": size * exact,
+            }
+            if "reference" in runs:
+                encode, decode, streams, _ = runs["reference"]
+                numbers |= {"reference_encode_seconds": encode, "reference_decode_seconds": decode}
+                numbers |= {"reference_values": np.size(xs), "reference_bits": 8 * sum(map(len, streams))}
             outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
             if not exact:
-                outcome.failures[point, "decode_seconds"] = "a decoded digit is not the one encoded"
-            elif turns[point].encode(xs[-1]) != streams[-1]:
-                outcome.failures[point, "bytes"] = "a digit alone has another stream than in the batch"
+                outcome.failures[point, "exact_items"] = "a decoded digit is not the one encoded"
+            elif turns[point].encode(xs[-1]) != runs[point][2][-1]:
+                outcome.failures[point, "bits"] = "a digit alone has another stream than in the batch"
         return outcome

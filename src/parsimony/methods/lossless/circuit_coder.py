@@ -8,7 +8,6 @@ log2 K + 1 in the decoder.
 
 from __future__ import annotations
 
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +19,9 @@ from safetensors.numpy import load_file
 from parsimony.errors import UserError
 from parsimony.methods.lossless import circuit_passes
 from parsimony.methods.lossless.circuit_passes import Circuit
-from parsimony.models import rans
+from parsimony.models import container, rans
 from parsimony.models.circuit import plain_colours, shifted_colours, tables
 from parsimony.models.vtree import Vtree, schedule
-
-HEADER = struct.Struct("<HH")
-LARGEST = 1 << 24
-"""Values of the largest tiled image."""
 
 
 class CircuitCoder:
@@ -102,12 +97,13 @@ class CircuitCodec:
         parts = _parts(counts)
         coded = _on_threads(lambda part: self._encode(samples[part[0] : part[-1]], part), parts)
         streams = [stream for part in coded for stream in part]
-        return [self._header(x) + stream for x, stream in zip(xs, streams, strict=True)]
+        return [container.pack(*each) for each in zip(xs, streams, strict=True)] if self.tiles else streams
 
     def decode_batch(self, data: list[bytes]) -> list[np.ndarray]:
-        shapes = [self._image_shape(each) for each in data]
-        skip = HEADER.size if self.tiles else 0
-        streams = [each[skip:] for each in data]
+        unpacked = [container.unpack(each) if self.tiles else (self.shape, each) for each in data]
+        shapes, streams = zip(*unpacked, strict=True) if data else ((), ())
+        if any(len(shape) not in self._axes for shape in shapes):
+            raise UserError(f"circuit_coder: a header names no image of the kind {list(self.shape)}; encode it again")
         parts = _parts([self._count(shape) for shape in shapes])
         begins = np.cumsum([0, *(len(part) - 1 for part in parts)])
         jobs = [(streams[a:b], part) for part, a, b in zip(parts, begins, begins[1:], strict=False)]
@@ -124,17 +120,17 @@ class CircuitCodec:
     def _samples(self, xs: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
         """Tiles [n, D] of all images, a column a node, and how many each has."""
         for x in xs:
-            kind = f"{x.dtype} {list(x.shape)}"
-            if x.dtype != np.uint8 or x.ndim != len(self.shape) or x.shape[2:] != self.shape[2:]:
-                raise UserError(f"circuit_coder: {kind} is not uint8 of the kind {list(self.shape)}; convert it first")
-            if self.tiles and not (0 < x.size <= LARGEST and max(x.shape) < 1 << 16):
-                raise UserError(f"circuit_coder: {kind} is empty or has over {LARGEST} values; code it in parts")
-            if not self.tiles and x.shape != self.shape:
-                raise UserError(f"circuit_coder: {kind} is not {list(self.shape)}, for which it was trained; set tiles")
+            if self.tiles:
+                container.kind(x, "circuit_coder", *(("grey", "colour")[: len(self._axes)]))
+            elif x.dtype != np.uint8 or x.shape != self.shape:
+                found = f"{x.dtype} {list(x.shape)}"
+                raise UserError(
+                    f"circuit_coder: {found} is not uint8 {list(self.shape)}, as it was trained on; set tiles"
+                )
         D = len(self.vtree.order)
-        cut = [_cut(x, self.shape).reshape(-1, D) for x in xs]
         if len(self.shape) == 3:
-            cut = [shifted_colours(tiles.reshape(-1, *self.shape)).reshape(-1, D) for tiles in cut]
+            xs = [shifted_colours(x if x.ndim == 3 else np.repeat(x[..., None], 3, 2)) for x in xs]
+        cut = [_cut(x, self.shape).reshape(-1, D) for x in xs]
         samples = np.concatenate([np.zeros((0, D), np.uint8), *cut])[:, self.stored["variable"]]
         K = self.stored["leaves"].shape[1]
         if samples.max(initial=0) >= K:
@@ -158,30 +154,24 @@ class CircuitCodec:
         streams.finish("circuit_coder")
         return np.split(samples, first[1:-1])
 
-    def _header(self, x: np.ndarray) -> bytes:
-        return HEADER.pack(*x.shape[:2]) if self.tiles else b""
-
-    def _image_shape(self, data: bytes) -> tuple[int, ...]:
-        if not self.tiles:
-            return self.shape
-        shape = (*HEADER.unpack_from(data), *self.shape[2:]) if len(data) >= HEADER.size else (0,)
-        if not 0 < np.prod(shape, dtype=np.int64) <= LARGEST:
-            raise UserError(f"circuit_coder: a header of {len(data)} bytes names no image; encode it again")
-        return shape
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """How many axes images may have; a circuit of colours takes grey as three equal ones."""
+        return (2, 3) if len(self.shape) == 3 else (2,)
 
     def _count(self, shape: tuple[int, ...]) -> int:
         return -(-shape[0] // self.shape[0]) * -(-shape[1] // self.shape[1])
 
     def _image(self, samples: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The image of its samples [n, D]."""
+        """The image of this shape of its samples [n, D]."""
         tiles = np.empty_like(samples)
         tiles[:, self.stored["variable"]] = samples
-        tiles = tiles.reshape(-1, *self.shape)
-        if len(shape) == 3:
-            tiles = plain_colours(tiles)
         h, w = self.shape[:2]
         rows = tiles.reshape(-(-shape[0] // h), -1, *self.shape).swapaxes(1, 2)
-        return np.ascontiguousarray(rows.reshape(rows.shape[0] * h, -1, *shape[2:])[: shape[0], : shape[1]])
+        x = rows.reshape(rows.shape[0] * h, -1, *self.shape[2:])[: shape[0], : shape[1]]
+        if len(self.shape) == 3:
+            x = plain_colours(x) if len(shape) == 3 else x[..., 1]
+        return np.ascontiguousarray(x)
 
 
 def compiled_circuit(stored: dict[str, np.ndarray], vtree: Vtree, mode: str) -> Circuit:

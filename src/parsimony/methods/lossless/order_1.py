@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
-from parsimony.errors import UserError
 from parsimony.models import rans
+from parsimony.models.container import KINDS, kind, pack, unpack
 from parsimony.models.rans import TOTAL, compiled
 
 VALUES = 256
-LARGEST = 1 << 24
-"""Values of the largest item: frequencies stay below 2^39."""
 
 
 class Order1:
@@ -31,40 +31,17 @@ class Order1:
         return self
 
     def encode(self, x: np.ndarray) -> bytes:
-        colours = x.ndim == 3 and x.shape[2] == 3
-        if x.dtype != np.uint8 or not (x.ndim in (1, 2) or colours) or not 0 < x.size <= LARGEST:
-            raise UserError(f"order_1: {x.dtype} {list(x.shape)} is neither bytes nor an image of at most 2^24 values")
+        channels = 3 if kind(x, "order_1", *KINDS) == "colour" else 1
         lows, highs = np.zeros(x.size, np.int64), np.zeros(x.size, np.int64)
-        _intervals(x.ravel(), 3 if colours else 1, self.gain, lows, highs)
-        return bytes([x.ndim]) + b"".join(map(_number, x.shape[:2])) + rans.encode(lows[None], highs[None])[0]
+        _intervals(x.ravel(), channels, self.gain, lows, highs)
+        return pack(x, rans.encode(lows[None], highs[None])[0])
 
     def decode(self, data: bytes) -> np.ndarray:
-        kind, shape, at = data[0] if data else 0, [], 1
-        for _ in range(min(kind, 2)):
-            size, at = _read(data, at)
-            shape.append(size)
-        shape += [3] * (kind == 3)
-        if kind not in (1, 2, 3) or not 0 < np.prod(shape, dtype=object) <= LARGEST:
-            raise UserError(f"order_1: {len(data)} bytes begin with no shape; decode what was encoded, whole")
-        streams, x = rans.Streams([data[at:]]), np.zeros(np.prod(shape), np.uint8)
-        _decode(streams.states, streams.counts, streams.words[0], 3 if kind == 3 else 1, self.gain, x)
+        shape, payload = unpack(data)
+        streams, x = rans.Streams([payload]), np.zeros(prod(shape), np.uint8)
+        _decode(streams.states, streams.counts, streams.words[0], 3 if len(shape) == 3 else 1, self.gain, x)
         streams.finish("order_1")
         return x.reshape(shape)
-
-
-def _number(n: int) -> bytes:
-    """Seven bits a byte, lowest first; the last byte is below 128."""
-    return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + _number(n // 128)
-
-
-def _read(data: bytes, at: int) -> tuple[int, int]:
-    """A number of at most four bytes, and where it ends."""
-    n = 0
-    for place, byte in enumerate(data[at : at + 4]):
-        n += byte % 128 << 7 * place
-        if byte < 128:
-            return n, at + place + 1
-    raise UserError(f"order_1: {len(data)} bytes begin with no shape; decode what was encoded, whole")
 
 
 @compiled
