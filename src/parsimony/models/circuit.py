@@ -160,7 +160,8 @@ class HiddenChowLiuTree(nn.Module):
             v = u[begin:end] + above
             most = v.detach().amax(-1, keepdim=True)
             A = transitions[begin - 1 : end - 1].exp()
-            message = torch.bmm((v - most).exp(), A.transpose(1, 2)).log() + most
+            sums = torch.bmm((v - most).exp(), A.transpose(1, 2))
+            message = sums.clamp_min(torch.finfo(sums.dtype).tiny).log() + most  # an impossible state has no gradient
             above = v.new_zeros(begin - upper, *v.shape[1:]).index_add(0, self.parent[begin:end] - upper, message)
         return (u[0] + above + prior).logsumexp(-1).view(-1)
 
