@@ -211,6 +211,40 @@ class BatchCodec(Codec, Protocol):
 
 
 @runtime_checkable
+class CircuitCodec(BatchCodec, Protocol):
+    """A codec on a probabilistic circuit, which can be evaluated in several modes with the same streams.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the images it takes.
+    modes : tuple of str
+        Modes of evaluation.
+    size : int
+        Edges of the circuit.
+    evaluations : int
+        Edges evaluated in its mode to code one image.
+    """
+
+    shape: tuple[int, ...]
+    modes: tuple[str, ...]
+    size: int
+    evaluations: int
+
+    def in_mode(self, mode: str) -> CircuitCodec:
+        """The same codec in another mode."""
+        ...
+
+    def in_one_stream(self) -> BatchCodec:
+        """A codec that takes several images one below the other and makes one stream of them."""
+        ...
+
+    def bits(self, xs: list[np.ndarray]) -> np.ndarray:
+        """-log2 of the probability of each image ([B] float64)."""
+        ...
+
+
+@runtime_checkable
 class ContextHolder(Protocol):
     """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
 

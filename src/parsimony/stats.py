@@ -236,6 +236,29 @@ QUANTITIES |= {
     "decode_rate": Quantity("Decoding", "MB/s", "higher", ("megabytes",), "decode_seconds"),
     "codec_bytes": Quantity("Held by both sides beforehand", "bytes", "lower", ("codec_bytes",)),
 }  # fmt: skip
+QUANTITIES |= {
+    "encode_speedup": Quantity(
+        "Faster to encode than the reference", "x", "higher", ("values",), "encode_seconds",
+        against=("reference_values", "reference_encode_seconds"),
+    ),
+    "decode_speedup": Quantity(
+        "Faster to decode than the reference", "x", "higher", ("values",), "decode_seconds",
+        against=("reference_values", "reference_decode_seconds"),
+    ),
+    "rate_ratio": Quantity("Bits, of the reference's", "", "lower", ("bits",), "reference_bits"),
+    "variables": Quantity("Variables", "", "", ("variables",), "circuits"),
+    "naive_to_path": Quantity("Path evaluation faster than naive", "x", "higher", ("naive_seconds",), "path_seconds"),
+    "naive_to_once": Quantity("Evaluation once faster than naive", "x", "higher", ("naive_seconds",), "once_seconds"),
+    "naive_evaluations": Quantity("Circuits evaluated, naive", "", "lower", ("naive_evaluations",), "edges"),
+    "path_evaluations": Quantity("Circuits evaluated, by path", "", "lower", ("path_evaluations",), "edges"),
+    "once_evaluations": Quantity("Circuits evaluated, once", "", "lower", ("once_evaluations",), "edges"),
+    "code_overhead": Quantity(
+        "Code above theory, a stream an image", "", "lower", ("code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+    "one_code_overhead": Quantity(
+        "Code above theory, one stream", "", "lower", ("one_code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+}  # fmt: skip
 KEYS = ["model", "benchmark", "method", "point"]
 
 
