@@ -211,6 +211,22 @@ class BatchCodec(Codec, Protocol):
 
 
 @runtime_checkable
+class ChannelRanker(Protocol):
+    """Says which latent channels of an image codec matter.
+
+    Attributes
+    ----------
+    original
+        The ``latent_coding.ImageCodec`` as it was trained.
+    importance
+        The ``iscs.Importance`` of its channels.
+    """
+
+    original: object
+    importance: object
+
+
+@runtime_checkable
 class ContextHolder(Protocol):
     """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
 

@@ -214,6 +214,38 @@ QUANTITIES |= {
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
+ORDERS = {
+    "ablation": "ablation on other photographs",
+    "bits": "measured bits",
+    "variance": "variance of the latents",
+    "score": "score of the weights",
+    "v_d": "variance of decoder weights",
+    "v_e": "variance of encoder weights",
+    "bias": "size of the bias",
+    "random": "chance",
+}
+"""What channels of a latent are ordered by (`benchmarks.channel_importance.TERMS`)."""
+QUANTITIES |= {
+    f"rank_{n}": Quantity(f"Rank correlation of {t}", "", "higher", (f"rank_{n}",)) for n, t in ORDERS.items()
+}
+QUANTITIES |= {
+    f"common_{name}": Quantity(f"Top quarter found by {title}", "", "higher", (f"common_{name}",), "top")
+    for name, title in ORDERS.items()
+}
+QUANTITIES |= {
+    f"psnr_{name}_{share}": Quantity(
+        f"PSNR with {share} % of the channels, by {title}", "dB", "higher", (f"error_{name}_{share}",), "values",
+        scale=lambda x: 10 * np.log10(255**2 / x),
+    )
+    for name, title in ORDERS.items()
+    for share in (5, 10, 15, 25, 50, 75, 100)
+}  # fmt: skip
+QUANTITIES |= {
+    "top_share": Quantity("Importance in a quarter of the channels", "", "", ("top_importance",), "importance"),
+    "core_share": Quantity("Channels in the core by weights", "", "", ("core",), "channels"),
+    "dead_share": Quantity("Dead channels", "", "", ("dead",), "channels"),
+    "dead_ranked_high": Quantity("Dead channels that the score ranks high", "", "lower", ("dead_ranked_high",), "dead"),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 

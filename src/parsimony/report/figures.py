@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from parsimony.report import channels
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
 from parsimony.stats import QUANTITIES, pareto
 
@@ -45,6 +46,8 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
                 made += _categories(mine, benchmark, quantity, out, context)
             made += _pareto(mine, benchmark, out, context)
             made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
+            if drawn := channels.draw(mine):
+                made.append(_save(*drawn, out / f"{benchmark}_orders"))
         made += _latency(records[records["benchmark"] == "latency"], out)
         made += _of_papers(summary, records, out, context)
     return made
