@@ -15,15 +15,12 @@ import torch
 from scipy.stats import spearmanr
 
 from parsimony.assets.photographs import crops
+from parsimony.channel_orders import KEPT, ORDERS
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.models.latent_coding import ImageCodec
 from parsimony.recipes.masked_digits import digits
 
 SIDE = 128
-TERMS = ("ablation", "bits", "variance", "score", "v_d", "v_e", "bias", "random")
-"""Orders that are compared: of the first three on data, of the next four from weights, and chance."""
-KEPT = (5, 10, 15, 25, 50, 75, 100)
-"""Percent of the channels, the first of an order, that are kept."""
 TOP = 0.25
 """Share of the channels that counts as a small core."""
 DEAD_BITS = 0.001
@@ -124,7 +121,7 @@ class ChannelImportance:
             views = Views.of(codec, images)
             ablation = views.ablation()
             numbers = compared(terms, ablation, views.bits)
-            for name in TERMS:
+            for name in ORDERS:
                 order = np.argsort(-terms[name], kind="stable")
                 for share in KEPT:
                     kept = np.zeros(len(order), bool)
@@ -159,7 +156,7 @@ def compared(terms: dict[str, np.ndarray], ablation: np.ndarray, bits: np.ndarra
     top = round(TOP * M)
     best = set(np.argsort(-ablation, kind="stable")[:top].tolist())
     numbers = {}
-    for name in TERMS:
+    for name in ORDERS:
         order = np.argsort(-terms[name], kind="stable")
         numbers[f"rank_{name}"] = spearmanr(terms[name], ablation).statistic
         numbers[f"common_{name}"] = len(best & set(order[:top].tolist()))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from parsimony.channel_orders import KEPT, ORDERS
 from parsimony.report.style import WIDTHS, look, words
-from parsimony.stats import ORDERS
-
-SHARES = (5, 10, 15, 25, 50, 75, 100)
 
 
 def draw(summary: pd.DataFrame):
@@ -33,19 +31,19 @@ def draw(summary: pd.DataFrame):
                          edgecolors=style["color"], linewidths=0.8)  # fmt: skip
         curve = data[data["category"].eq("photographs") & data["quantity"].str.startswith(f"psnr_{name}_")]
         means = curve.groupby("quantity")["value"].mean()
-        y = [means.get(f"psnr_{name}_{share}") for share in SHARES]
-        right.plot(SHARES, y, label=words(name), **style)
+        y = [means.get(f"psnr_{name}_{share}") for share in KEPT]
+        right.plot(KEPT, y, label=words(name), **style)
     left.axvline(0, color="#333333", linewidth=0.6)
     left.set_yticks(range(len(names)), [ORDERS[name] for name in names])
     left.invert_yaxis()
     left.set_xlabel("rank correlation with ablation")
     right.set_xscale("log")
-    right.set_xticks(SHARES, [str(share) for share in SHARES])
+    right.set_xticks(KEPT, [str(share) for share in KEPT])
     right.minorticks_off()
     right.set_xlabel("channels kept (%)")
     right.set_ylabel("PSNR (dB)")
     for axes in (left, right):
         axes.grid(linewidth=0.3, color="#cccccc")
     right.legend(frameon=False, fontsize=6)
-    wanted = [f"rank_{name}" for name in names] + [f"psnr_{name}_{share}" for name in names for share in SHARES]
+    wanted = [f"rank_{name}" for name in names] + [f"psnr_{name}_{share}" for name in names for share in KEPT]
     return figure, data[data["quantity"].isin(wanted)].drop(columns=["status", "reason"])
