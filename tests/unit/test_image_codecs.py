@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_tiny_codecs
-from constriction.stream.queue import RangeDecoder, RangeEncoder
+from constriction import stream as constriction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -45,7 +45,7 @@ def images(*shapes, seed=0):
 
 
 def coded(tables, symbols, rows) -> np.ndarray:
-    coder = RangeEncoder()
+    coder = constriction.queue.RangeEncoder()
     tables.write(coder, symbols, rows)
     return coder.get_compressed()
 
@@ -66,7 +66,7 @@ def tables_and_symbols(draw):
 def test_any_symbols_come_back_and_cost_what_their_tables_say(case):
     tables, symbols, rows = case
     stream = coded(tables, symbols, rows)
-    decoder = RangeDecoder(stream)
+    decoder = constriction.queue.RangeDecoder(stream)
     assert (tables.read(decoder, rows) == symbols).all() and decoder.maybe_exhausted()
     assert 32 * len(stream) <= tables.bits(symbols, rows).sum() * 1.001 + 64
     again = Tables.of_arrays(**tables.arrays())

@@ -1,12 +1,14 @@
 """ISCS: importance from weights, permutation that changes nothing, slices, and the benchmark of channel importance."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_tiny_codecs
 from scipy.stats import rankdata
 
+from parsimony import stats
 from parsimony.benchmarks.channel_importance import ChannelImportance, Views, compared, quarters, sheets
-from parsimony.channel_orders import ORDERS
+from parsimony.channel_orders import KEPT, ORDERS
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.image.iscs import Importance, Iscs, slices
@@ -14,6 +16,7 @@ from parsimony.methods.image.vae_codec import VaeCodec, split
 from parsimony.models import container
 from parsimony.models.latent_coding import ImageCodec
 from parsimony.plan import make_plan
+from parsimony.report import channels
 
 ARCHITECTURES = ("factorised", "hyperprior")
 M = 10
@@ -230,6 +233,26 @@ def test_the_benchmark_measures_every_order(architecture, inputs):
         assert found[point, "channels"] == M and found[point, "values"] == 2 * 128 * 128 * 3
         assert len(outcomes[0].outputs[point, "ablation"]) == M
     assert outcomes[0].numbers != outcomes[1].numbers
+    common = {"model": "samples", "benchmark": "channel_importance", "method": "iscs", "status": "ok", "reason": ""}
+    rows = [
+        common | {"item": each.id, "category": each.category, "point": point, "metric": metric, "value": value}
+        for each, outcome in zip(items, outcomes, strict=True)
+        for point, metric, value, _ in outcome.numbers
+    ]
+    summary = stats.summarise(pd.DataFrame(rows))
+    figure, data = channels.draw(summary)
+    assert len(figure.axes) == 2 and len(data) == 2 * len(ORDERS) * (1 + len(KEPT))  # photographs, of two networks
+    at = summary.set_index(["point", "category", "quantity"])["value"]
+    both = [
+        value
+        for outcome in outcomes
+        for p, metric, value, _ in outcome.numbers
+        if (p, metric) == ("one", "error_bits_25")
+    ]
+    assert at["one", "photographs", "psnr_bits_25"] == pytest.approx(
+        10 * np.log10(255**2 * 4 * 128 * 128 * 3 / sum(both))
+    )
+    assert channels.draw(summary[summary["quantity"] == "core_share"]) is None
     assert benchmark.skipped({"photographs": "gone"}) == {"photographs": "gone"}
 
 
