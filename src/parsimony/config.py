@@ -35,6 +35,7 @@ Interface = Literal[
     "Codec",
     "BatchCodec",
     "CircuitCodec",
+    "ChannelRanker",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str

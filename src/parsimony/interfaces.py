@@ -242,6 +242,19 @@ class CircuitCodec(BatchCodec, Protocol):
     def bits(self, xs: list[np.ndarray]) -> np.ndarray:
         """-log2 of the probability of each image ([B] float64)."""
         ...
+class ChannelRanker(Protocol):
+    """Says which latent channels of an image codec matter.
+
+    Attributes
+    ----------
+    original
+        The ``latent_coding.ImageCodec`` as it was trained.
+    importance
+        The ``iscs.Importance`` of its channels.
+    """
+
+    original: object
+    importance: object
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from parsimony import rate_distortion
+from parsimony.channel_orders import KEPT, ORDERS
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -216,6 +217,27 @@ QUANTITIES |= {
     "similarity_lost": Quantity("Lost of the next line's similarity", "points", "lower", ("similarity_lost",)),
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
+}
+QUANTITIES |= {
+    f"rank_{n}": Quantity(f"Rank correlation of {t}", "", "higher", (f"rank_{n}",)) for n, t in ORDERS.items()
+}
+QUANTITIES |= {
+    f"common_{name}": Quantity(f"Top quarter found by {title}", "", "higher", (f"common_{name}",), "top")
+    for name, title in ORDERS.items()
+}
+QUANTITIES |= {
+    f"psnr_{name}_{share}": Quantity(
+        f"PSNR with {share} % of the channels, by {title}", "dB", "higher", (f"error_{name}_{share}",), "values",
+        scale=lambda x: 10 * np.log10(255**2 / x),
+    )
+    for name, title in ORDERS.items()
+    for share in KEPT
+}  # fmt: skip
+QUANTITIES |= {
+    "top_share": Quantity("Importance in a quarter of the channels", "", "", ("top_importance",), "importance"),
+    "core_share": Quantity("Channels in the core by weights", "", "", ("core",), "channels"),
+    "dead_share": Quantity("Dead channels", "", "", ("dead",), "channels"),
+    "dead_ranked_high": Quantity("Dead channels that the score ranks high", "", "lower", ("dead_ranked_high",), "dead"),
 }
 QUANTITIES |= {
     **{

@@ -16,6 +16,7 @@ from parsimony.interfaces import (
     BatchCodec,
     BatchGenerator,
     CacheEditor,
+    ChannelRanker,
     Codec,
     ContextHolder,
     ForwardTimer,
@@ -53,6 +54,7 @@ PROTOCOLS = {
         CacheEditor,
         Codec,
         BatchCodec,
+        ChannelRanker,
     )
 }
 METHODS = make_plan([], ROOT).methods

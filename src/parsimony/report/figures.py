@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from parsimony.rate_distortion import RATE
-from parsimony.report import rate_distortion
+from parsimony.report import channels, rate_distortion
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
 from parsimony.stats import QUANTITIES, pareto
 
@@ -49,6 +49,8 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
             if (drawn := rate_distortion.draw(mine, context)) is not None:
                 made.append(_save(*drawn, out / f"{benchmark}_rate_distortion"))
             made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
+            if (drawn := channels.draw(mine)) is not None:
+                made.append(_save(*drawn, out / f"{benchmark}_orders"))
         made += _latency(records[records["benchmark"] == "latency"], out)
         made += _of_papers(summary, records, out, context)
     return made
