@@ -1,0 +1,88 @@
+"""Audio codecs give back as many samples as they got, in place, and their bytes are theirs alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import correlate
+
+from parsimony.errors import UserError
+from parsimony.methods.audio.audio_file import HEAD, AudioFile, delay
+
+RATE = 16_000
+LOSSY = [("mp3", 16), ("opus", 6), ("opus", 16), ("aac", 16)]
+EVERY = [("flac", 0), *LOSSY]
+
+
+def clip(length: int, seed: int = 0) -> np.ndarray:
+    """Something like a voice: harmonics of a pitch that moves, in syllables, and a little noise."""
+    rng, t = np.random.default_rng(seed), np.arange(length) / RATE
+    pitch = 2 * np.pi * np.cumsum(140 + 30 * np.sin(2 * np.pi * 1.3 * t)) / RATE
+    voice = sum(np.sin(n * pitch + rng.uniform(0, 6)) / n for n in range(1, 25))
+    loud = 0.1 + np.clip(np.sin(2 * np.pi * 3 * t + rng.uniform(0, 6)), 0, None)
+    return (3000 * voice * loud + rng.normal(0, 20, length)).round().clip(-32768, 32767).astype(np.int16)
+
+
+@pytest.mark.parametrize(("kind", "kbps"), EVERY)
+@pytest.mark.parametrize("length", [1, 37, 1024, 16_000, 41_111])
+def test_lengths_stay(kind, kbps, length):
+    codec, x = AudioFile(kind, kbps, RATE), clip(length)
+    y = codec.decode(codec.encode(x))
+    assert y.dtype == np.int16 and y.shape == x.shape
+
+
+@pytest.mark.parametrize(("kind", "kbps"), LOSSY)
+def test_samples_stay_in_their_place(kind, kbps):
+    codec, x = AudioFile(kind, kbps, RATE), clip(3 * RATE, 1)
+    y = codec.decode(codec.encode(x)).astype(float)
+    assert np.argmax(correlate(y, x.astype(float))) == len(x) - 1
+    assert ((y - x) ** 2).sum() < 0.5 * (x.astype(float) ** 2).sum()
+
+
+def test_the_lowest_opus_is_late_and_told_so():
+    data = AudioFile("opus", 8, RATE).encode(clip(3 * RATE))
+    assert HEAD.unpack_from(data)[1] > 0
+
+
+def test_flac_is_exact_and_a_rate_is_bits_of_the_file():
+    codec = AudioFile("flac", 0, RATE)
+    for x in (clip(RATE), np.full(5000, -32768, np.int16), np.random.default_rng(0).integers(-32768, 32768, 3000, np.int16)):
+        assert np.array_equal(codec.decode(codec.encode(x)), x)
+    sizes = [len(AudioFile("mp3", kbps, RATE).encode(clip(5 * RATE))) for kbps in (8, 16, 32)]
+    assert sizes == sorted(sizes) and 16_000 * 5 / 8 < sizes[1] < 1.2 * 16_000 * 5 / 8
+
+
+@pytest.mark.parametrize(("kind", "kbps"), EVERY)
+def test_a_clip_has_one_stream(kind, kbps):
+    x = clip(RATE)
+    assert AudioFile(kind, kbps, RATE).encode(x) == AudioFile(kind, kbps, RATE).encode(x)
+
+
+def test_a_delay_is_found():
+    x = clip(RATE)
+    for late in (0, 1, 17):
+        assert delay(x, np.concatenate((np.zeros(late), x))) == late
+
+
+@pytest.mark.parametrize(("kind", "kbps"), EVERY)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_damaged_streams_are_refused_or_decoded(kind, kbps, data):
+    codec = AudioFile(kind, kbps, RATE)
+    stream = bytearray(codec.encode(clip(2000)))
+    cut = data.draw(st.integers(0, len(stream)))
+    for _ in range(data.draw(st.integers(0, 4))):
+        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        y = codec.decode(bytes(stream[:cut]))
+    except UserError:
+        return
+    assert y.dtype == np.int16 and len(y) < 20_000
+
+
+def test_what_is_no_clip_is_refused():
+    for x in (np.zeros(0, np.int16), np.zeros((2, 3), np.int16), np.zeros(9, np.uint8)):
+        with pytest.raises(UserError, match="int16"):
+            AudioFile("mp3", 16, RATE).encode(x)
+    with pytest.raises(UserError, match="no kind 'wma'"):
+        AudioFile("wma", 16, RATE)
