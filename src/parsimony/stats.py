@@ -214,6 +214,44 @@ QUANTITIES |= {
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
+
+
+def decibels(distance):
+    """-10 log10 of a distance, so that more is more alike."""
+    return -10 * np.log10(distance)
+
+
+QUANTITIES |= {
+    "bits_per_sample": Quantity("Bits per sample", "bits", "lower", ("bits",), "clip_samples"),
+    "accuracy": Quantity("Right", "", "higher", ("right",), "labelled"),
+    "accuracy_gained": Quantity("Right, more than on originals", "", "higher", ("right_gained",), "labelled"),
+    "accuracy_jpeg_trained": Quantity("Right, trained on JPEG", "", "higher", ("right_jpeg_trained",), "labelled"),
+    "accuracy_gained_jpeg_trained": Quantity(
+        "Right, trained on JPEG, more than on originals", "", "higher", ("right_gained_jpeg_trained",), "labelled"
+    ),
+    "agreement_with_clean": Quantity("Same class as the original", "", "higher", ("agrees",)),
+    "kl_to_clean": Quantity("KL from the original", "nats", "lower", ("kl",)),
+    "character_error_rate": Quantity("Character error rate", "", "lower", ("character_edits",), "characters"),
+    "character_errors_gained": Quantity(
+        "Character errors more than on originals", "", "lower", ("character_edits_gained",), "characters"
+    ),
+    "word_errors_gained": Quantity(
+        "Word errors more than on originals", "", "lower", ("word_edits_gained",), "reference_words"
+    ),
+    "ssim": Quantity("SSIM", "", "higher", ("ssim",)),
+    "feature_similarity": Quantity("Deep similarity", "dB", "higher", ("feature_distance",), scale=decibels),
+    "control_similarity": Quantity(
+        "Similarity of random features", "dB", "higher", ("control_distance",), scale=decibels
+    ),
+    "bd_rate_features": Quantity("BD-rate against JPEG, deep similarity", "%", "lower", (), curve="feature_similarity"),
+    "snr": Quantity(
+        "Signal to noise", "dB", "higher", ("signal_energy",), "error_energy", scale=lambda x: 10 * np.log10(x)
+    ),
+    "mel_similarity": Quantity("Similarity of log-mel spectrograms", "dB", "higher", ("mel_distance",), scale=decibels),
+    "state_similarity": Quantity("Similarity of Whisper's states", "dB", "higher", ("state_distance",), scale=decibels),
+    "linear_correlation": Quantity("Pearson's correlation over operating points", "", "higher", ()),
+    "rank_correlation": Quantity("Spearman's correlation over operating points", "", "higher", ()),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 
@@ -304,6 +342,14 @@ def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 
     return group
 
 
+def resampled_values(quantity: Quantity, wide: pd.DataFrame, seed: int, resamples: int) -> np.ndarray:
+    """A quantity [1 + resamples] of all items and of items drawn with replacement, the same draws for any ``wide``."""
+    totals = wide[_columns(quantity)].to_numpy()
+    drawn, count = _resampled(totals, seed, resamples)
+    everything = totals.sum(0, keepdims=True)
+    return _ratio(quantity, np.concatenate((everything, drawn)), np.concatenate(([len(totals)], count)))
+
+
 def wide_by_system(records: pd.DataFrame, benchmark: str) -> dict[tuple[str, str, str], pd.DataFrame]:
     """One row an item and one column a metric, for each (model, method, point) of a benchmark."""
     mine = records[(records["benchmark"] == benchmark) & (records["status"] != "skipped")]
@@ -354,16 +400,16 @@ def _columns(quantity: Quantity) -> list[str]:
 
 def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
     columns = _columns(quantity)
-    if not set(columns) <= set(wide.columns):
+    if not columns or not set(columns) <= set(wide.columns):
         return False
     return not quantity.under or bool((wide[quantity.under] != 0).any())
 
 
-def _resampled(totals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Column totals [RESAMPLES, k] of items drawn with replacement, and how many were drawn."""
+def _resampled(totals: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Column totals [resamples, k] of items drawn with replacement, and how many were drawn."""
     n = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return drawn @ totals, np.full(RESAMPLES, n)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return drawn @ totals, np.full(resamples, n)
 
 
 def _ratio(quantity: Quantity, totals: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -97,9 +97,9 @@ class EfficientNetLite(nn.Module):
 
 
 def feature_distance(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Distance [B] of two images' features: squared difference of unit vectors over channels, meant over places and stages.
+    """Distance [B] of images' features: squared difference of unit vectors, mean over places, then over stages.
 
-    0 for equal images; 2 at most, for features that oppose each other everywhere.
+    0 for equal images; 4 at most, for features that oppose each other everywhere.
     """
     each = [(_unit(x) - _unit(y)).square().sum(1).mean((1, 2)) for x, y in zip(first, second, strict=True)]
     return torch.stack(each).mean(0)

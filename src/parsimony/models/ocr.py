@@ -1,8 +1,8 @@
 """Reading printed lines: the PP-OCRv4 detector and recogniser (PaddleOCR) as ONNX networks.
 
-Detection follows DB (Liao et al., 2019, arXiv 1911.08947): regions of the probability map above a threshold, grown by the
-distance area * ratio / perimeter by which training shrank them.  Pages here are upright, so a region's box is upright too,
-and the direction classifier that comes with the networks is not needed.
+Detection follows DB (Liao et al., 2019, arXiv 1911.08947): regions of the probability map above a threshold, grown by
+the distance area * ratio / perimeter by which training shrank them.  Pages here are upright, so a region's box is
+upright too, and the direction classifier that comes with the networks is not needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Ocr:
 
     def read(self, page: np.ndarray) -> str:
         """Lines of a page (uint8 [H, W, 3]) from top to bottom, joined by spaces."""
-        return " ".join(filter(None, (self.line(page[top:bottom, left:right]) for top, bottom, left, right in self.boxes(page))))
+        return " ".join(
+            filter(None, (self.line(page[top:bottom, left:right]) for top, bottom, left, right in self.boxes(page)))
+        )
 
     def boxes(self, page: np.ndarray) -> list[tuple[int, int, int, int]]:
         """Upright boxes (top, bottom, left, right) of text, in reading order."""

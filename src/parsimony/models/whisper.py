@@ -11,8 +11,18 @@ import numpy as np
 RATE = 16_000
 WINDOW = 30 * RATE
 """Samples that the encoder sees at once; a clip is padded to it and may not be longer."""
-DIGITS = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
-CONTRACTIONS = {"can't": "can not", "cannot": "can not", "n't": " not", "'m": " am", "'re": " are", "'ve": " have", "'ll": " will"}
+DIGITS = dict(
+    zip("0123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], strict=True)
+)
+CONTRACTIONS = {
+    "can't": "can not",
+    "cannot": "can not",
+    "n't": " not",
+    "'m": " am",
+    "'re": " are",
+    "'ve": " have",
+    "'ll": " will",
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,8 @@ class Whisper:
 def words(text: str) -> list[str]:
     """The words of a transcript as they are compared.
 
-    Lower case; "I'm", "you're", "I've", "I'll" and "don't" in two words, other apostrophes dropped; digits spelled one by
-    one; letters alone.  What is in brackets is not spoken.
+    Lower case; "I'm", "you're", "I've", "I'll" and "don't" in two words, other apostrophes dropped; digits spelled one
+    by one; letters alone.  What is in brackets is not spoken.
     """
     text = re.sub(r"\(.*?\)", " ", text.lower().replace("\u2019", "'"))
     for short, long in CONTRACTIONS.items():

@@ -1,11 +1,11 @@
 """Classic audio codecs (MP3, Opus, AAC, FLAC) through FFmpeg's libraries: what a file of their kind makes of a clip.
 
 A stream is the number of samples (4 bytes), what is left of the codec's delay (1 byte) and the file with its container,
-all of which counts.  A decoder takes delays out again, so that sample n of a decoded clip is sample n of the clip.  MP3
-and Ogg files say what to drop at their beginning; an ADTS file of AAC does not, but FFmpeg's own encoder always puts one
-frame of silence first.  Opus decodes at 48 kHz whatever it was given and is resampled back; at its lowest rates it codes
-at 12 kHz inside and comes out 0.1 ms late, which is 4 dB of signal to noise.  So the encoder decodes what it made, looks
-where that correlates best with the clip, and tells the decoder.
+all of which counts.  A decoder takes delays out again, so that sample n of a decoded clip is sample n of the clip.
+MP3 and Ogg files say what to drop at their beginning; an ADTS file of AAC does not, but FFmpeg's own encoder always
+puts one frame of silence first.  Opus decodes at 48 kHz whatever it was given and is resampled back; at its lowest
+rates it codes at 12 kHz inside and comes out 0.1 ms late, which costs 2 to 4 dB of signal to noise.  So the encoder
+decodes what it made, looks where that correlates best with the clip, and tells the decoder.
 """
 
 from __future__ import annotations
