@@ -166,7 +166,7 @@ class LanguageModel(Protocol):
 class Codec(Protocol):
     """Turns samples into bytes and back, elsewhere: a decoder has the bytes and an equal codec, and nothing else.
 
-    Samples are uint8: an image [H, W] or [H, W, 3], or bytes [N].
+    Samples are uint8, an image [H, W] or [H, W, 3] or bytes [N], or int16, an audio clip [N].
 
     Attributes
     ----------
@@ -346,6 +346,10 @@ class Workbench(Protocol):
 
     def stored(self, item: str, name: str) -> list[float] | None:
         """An output of the reference's cell on this benchmark."""
+        ...
+
+    def decode(self, point: str, streams: list[bytes]) -> tuple[list[np.ndarray], float]:
+        """What a codec at an operating point decodes in another process, and the seconds that it took there."""
         ...
 
     def rng(self, item: str) -> np.random.Generator:

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.signal import correlate
 
 from parsimony.errors import UserError
-from parsimony.methods.audio.audio_file import HEAD, AudioFile, delay
+from parsimony.methods.audio.audio_file import HEAD, AudioFile, checksum, delay
 
 RATE = 16_000
 LOSSY = [("mp3", 16), ("opus", 6), ("opus", 16), ("aac", 16)]
@@ -66,19 +64,13 @@ def test_a_delay_is_found():
 
 
 @pytest.mark.parametrize(("kind", "kbps"), EVERY)
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_damaged_streams_are_refused_or_decoded(kind, kbps, data):
+def test_files_that_hold_something_else_are_refused(kind, kbps):
+    """With a checksum that is right, too; other damage is what the checksum is for."""
     codec = AudioFile(kind, kbps, RATE)
-    stream = bytearray(codec.encode(clip(2000)))
-    cut = data.draw(st.integers(0, len(stream)))
-    for _ in range(data.draw(st.integers(0, 4))):
-        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        y = codec.decode(bytes(stream[:cut]))
-    except UserError:
-        return
-    assert y.dtype == np.int16 and len(y) < 20_000
+    file = codec.encode(clip(30_000))[HEAD.size :]
+    for length, data in ((10**9, file), (30_000, file[:300]), (0, file), (10, b"\0" * 900), (10, b"RIFF")):
+        with pytest.raises(UserError, match="damaged or no stream"):
+            codec.decode(HEAD.pack(length, 0, checksum(length, 0, data)) + data)
 
 
 def test_what_is_no_clip_is_refused():

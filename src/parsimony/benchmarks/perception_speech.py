@@ -49,7 +49,7 @@ class PerceptionSpeech(Perception):
             "signal_energy": (first**2).sum(),
             "error_energy": max(((first - second) ** 2).sum(), 1.0),
             "mel_distance": np.abs(clean.mel - seen.mel).mean(),
-            "state_distance": max(1 - cosine.mean(), 1e-6),
+            "state_distance": max(1 - cosine.mean(), 0.0),
         }
 
     def score(self, item: Item, clean: Heard, seen: Heard) -> dict[str, float]:

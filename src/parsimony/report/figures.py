@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from parsimony.rate_distortion import RATE
+from parsimony.report import rate_distortion
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
 from parsimony.stats import QUANTITIES, pareto
 
@@ -23,7 +25,7 @@ ONE = {
     "speedup_peer": "peer",
 }
 """Quantities with a line at 1, and what stands there."""
-RATES = ("bits_per_pixel", "bits_per_sample")
+RATES = (RATE, "bits_per_sample")
 """Quantities along which the points of a method are one curve."""
 FEW = 8
 """Up to so many operating points all carry their names; beyond, those on the front."""
@@ -46,6 +48,8 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
             for quantity in PER_CATEGORY:
                 made += _categories(mine, benchmark, quantity, out, context)
             made += _pareto(mine, benchmark, out, context)
+            if (drawn := rate_distortion.draw(mine, context)) is not None:
+                made.append(_save(*drawn, out / f"{benchmark}_rate_distortion"))
             made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
         made += _latency(records[records["benchmark"] == "latency"], out)
         made += _of_papers(summary, records, out, context)

@@ -1,7 +1,7 @@
 """Classic audio codecs (MP3, Opus, AAC, FLAC) through FFmpeg's libraries: what a file of their kind makes of a clip.
 
-A stream is the number of samples (4 bytes), what is left of the codec's delay (1 byte) and the file with its container,
-all of which counts.  A decoder takes delays out again, so that sample n of a decoded clip is sample n of the clip.
+A stream is the number of samples (4 bytes), what is left of the codec's delay (1 byte), a checksum (4 bytes, since these
+decoders play whatever they can of damaged files) and the file with its container, all of which counts.  A decoder takes delays out again, so that sample n of a decoded clip is sample n of the clip.
 MP3 and Ogg files say what to drop at their beginning; an ADTS file of AAC does not, but FFmpeg's own encoder always
 puts one frame of silence first.  Opus decodes at 48 kHz whatever it was given and is resampled back; at its lowest
 rates it codes at 12 kHz inside and comes out 0.1 ms late, which costs 2 to 4 dB of signal to noise.  So the encoder
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 
 import av
@@ -19,8 +20,9 @@ import numpy as np
 from scipy.signal import correlate, correlation_lags, resample_poly
 
 from parsimony.errors import UserError
+from parsimony.models.container import LARGEST, WRONG
 
-HEAD = struct.Struct("<Ib")
+HEAD = struct.Struct("<IbI")
 LATEST = 64
 """Samples by which a file may be late after all that is known of it."""
 CHUNK = 1024
@@ -83,8 +85,8 @@ class AudioFile:
         return self
 
     def encode(self, x: np.ndarray) -> bytes:
-        if x.dtype != np.int16 or x.ndim != 1 or not 0 < len(x) < 2**31:
-            raise UserError(f"{self.kind} takes clips int16 [N] with N > 0, not {x.dtype} {list(x.shape)}")
+        if x.dtype != np.int16 or x.ndim != 1 or not 0 < len(x) <= LARGEST:
+            raise UserError(f"{self.kind} takes clips int16 [N] of 1 to {LARGEST} samples, not {x.dtype} {list(x.shape)}")
         file, padded = io.BytesIO(), np.pad(x, (0, max(0, SHORTEST - len(x))))
         # Otherwise Ogg files begin with a random number.
         with av.open(file, "w", format=self.format.container, options={"fflags": "+bitexact"}) as container:
@@ -102,18 +104,22 @@ class AudioFile:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         late = delay(x, self._samples(file.getvalue(), len(padded))) if self.kbps else 0
-        return HEAD.pack(len(x), late) + file.getvalue()
+        data = file.getvalue()
+        return HEAD.pack(len(x), late, checksum(len(x), late, data)) + data
 
     def decode(self, data: bytes) -> np.ndarray:
         if len(data) <= HEAD.size:
-            raise UserError(f"{len(data)} bytes are no {self.kind} stream")
-        length, late = HEAD.unpack_from(data)
+            raise UserError(f"{self.kind} stream of {len(data)} bytes {WRONG}")
+        length, late, expected = HEAD.unpack_from(data)
+        file = data[HEAD.size :]
+        if checksum(length, late, file) != expected:
+            raise UserError(f"{self.kind} stream of {len(data)} bytes {WRONG}")
         try:
-            found = self._samples(data[HEAD.size :], length)
+            found = self._samples(file, length)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f"these {len(data)} bytes are no {self.kind} stream: {error}") from None
+            raise UserError(f"{self.kind} stream of {len(data)} bytes {WRONG} ({error})") from None
         if not 0 < length <= len(found) + SLACK or not 0 <= late < len(found):
-            raise UserError(f"a {self.kind} stream says {length} samples, {late} of them late, and holds {len(found)}")
+            raise UserError(f"{self.kind} stream of {len(found)} samples {WRONG} (it says {length}, {late} late)")
         found = found[late : late + length]
         return np.pad(found, (0, length - len(found))).round().clip(-32768, 32767).astype(np.int16)
 
@@ -133,6 +139,11 @@ class AudioFile:
             raise ValueError("it holds no samples")
         found = np.concatenate(parts)[self.format.priming :]
         return found if rate == self.rate else resample_poly(found, self.rate, rate)
+
+
+def checksum(length: int, late: int, file: bytes) -> int:
+    """CRC-32 of a stream's header and file."""
+    return zlib.crc32(HEAD.pack(length, late, 0) + file)
 
 
 def delay(x: np.ndarray, y: np.ndarray) -> int:
