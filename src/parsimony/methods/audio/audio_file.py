@@ -1,11 +1,12 @@
 """Classic audio codecs (MP3, Opus, AAC, FLAC) through FFmpeg's libraries: what a file of their kind makes of a clip.
 
-A stream is the number of samples (4 bytes), what is left of the codec's delay (1 byte), a checksum (4 bytes, since these
-decoders play whatever they can of damaged files) and the file with its container, all of which counts.  A decoder takes delays out again, so that sample n of a decoded clip is sample n of the clip.
-MP3 and Ogg files say what to drop at their beginning; an ADTS file of AAC does not, but FFmpeg's own encoder always
-puts one frame of silence first.  Opus decodes at 48 kHz whatever it was given and is resampled back; at its lowest
-rates it codes at 12 kHz inside and comes out 0.1 ms late, which costs 2 to 4 dB of signal to noise.  So the encoder
-decodes what it made, looks where that correlates best with the clip, and tells the decoder.
+A stream is the number of samples (4 bytes), what is left of the codec's delay (1 byte), a checksum (4 bytes, since
+these decoders play whatever they can of damaged files) and the file with its container; all of it counts.  A decoder
+takes delays out again, so that sample n of a decoded clip is sample n of the clip.  MP3 and Ogg files say what to drop
+at their beginning; an ADTS file of AAC does not, but FFmpeg's own encoder always puts one frame of silence first.
+Opus decodes at 48 kHz whatever it was given and is resampled back; at its lowest rates it codes at 12 kHz inside and
+comes out 0.1 ms late, which costs 2 to 4 dB of signal to noise.  So the encoder decodes what it made, looks where that
+correlates best with the clip, and tells the decoder.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class AudioFile:
 
     def encode(self, x: np.ndarray) -> bytes:
         if x.dtype != np.int16 or x.ndim != 1 or not 0 < len(x) <= LARGEST:
-            raise UserError(f"{self.kind} takes clips int16 [N] of 1 to {LARGEST} samples, not {x.dtype} {list(x.shape)}")
+            raise UserError(
+                f"{self.kind} takes clips int16 [N] of 1 to {LARGEST} samples, not {x.dtype} {list(x.shape)}"
+            )
         file, padded = io.BytesIO(), np.pad(x, (0, max(0, SHORTEST - len(x))))
         # Otherwise Ogg files begin with a random number.
         with av.open(file, "w", format=self.format.container, options={"fflags": "+bitexact"}) as container:
