@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from parsimony.config import Correlation
-from parsimony.stats import ENOUGH, LEVEL, QUANTITIES, resampled_values, wide_by_system
+from parsimony.stats import ENOUGH, KEYS, LEVEL, QUANTITIES, measurable, resampled_values, wide_by_system
 
 ALL = "every_codec"
 """What stands for the method in rows that are of several."""
@@ -27,13 +27,21 @@ def correlations(records: pd.DataFrame, wanted: list[Correlation], seed: int = 0
     for each in wanted:
         systems = wide_by_system(records, each.benchmark)
         for model in sorted({model for model, *_ in systems}):
-            mine = {key[1:]: wide for key, wide in systems.items() if key[0] == model and key[1] in each.methods}
+            mine = {
+                key[1:]: wide.dropna()  # items that a codec failed on
+                for key, wide in systems.items()
+                if key[0] == model and key[1] in each.methods
+            }
             items = sorted(set.intersection(*(set(wide.index) for wide in mine.values()))) if mine else []
             if len(mine) < FEWEST or not items:
                 continue
             shared = [wide.loc[items] for _, wide in sorted(mine.items())]
+            if not all(measurable(QUANTITIES[each.score], wide) for wide in shared):
+                continue
             score = _over_points(each.score, shared, seed)
             for measure in each.measures:
+                if not all(measurable(QUANTITIES[measure], wide) for wide in shared):
+                    continue
                 found = _over_points(measure, shared, seed)
                 for name, ranked in (("linear_correlation", False), ("rank_correlation", True)):
                     value, *many = _correlation(score, found, ranked)
@@ -41,7 +49,8 @@ def correlations(records: pd.DataFrame, wanted: list[Correlation], seed: int = 0
                     row = {"model": model, "benchmark": each.benchmark, "method": ALL, "point": measure}
                     row |= {"category": each.score, "quantity": name, "value": value, "low": low, "high": high}
                     rows.append(row | {"n": len(mine), "unit": "", "status": "ok", "reason": ""})
-    return pd.DataFrame(rows)
+    columns = [*KEYS, "category", "quantity", "value", "low", "high", "n", "unit", "status", "reason"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("value", "low", "high"), float))
 
 
 def _over_points(name: str, shared: list[pd.DataFrame], seed: int) -> np.ndarray:

@@ -293,7 +293,7 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         wide = sound.pivot_table(index="item", columns="metric", values="value", aggfunc="first", sort=True)
         category = sound.groupby("item")["category"].first().reindex(wide.index)
         for name, quantity in QUANTITIES.items():
-            if not _measurable(quantity, wide):
+            if not measurable(quantity, wide):
                 continue
             for kind in ["all", *sorted(category.unique())]:
                 part = wide if kind == "all" else wide[(category == kind).to_numpy()]
@@ -351,7 +351,7 @@ def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFr
 
 def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 0) -> list[str]:
     """Names of the best system and of all that the paired bootstrap cannot separate from it; empty below 30 items."""
-    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if _measurable(quantity, wide)}
+    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if measurable(quantity, wide)}
     values = {name: v for name, v in values.items() if v[3] >= ENOUGH and np.isfinite(v[0])}
     if not values or not quantity.better:
         return []
@@ -396,7 +396,8 @@ def _columns(quantity: Quantity) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+def measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+    """Whether a table of one row an item has all that a quantity is derived from."""
     columns = _columns(quantity)
     if not columns or not set(columns) <= set(wide.columns):
         return False

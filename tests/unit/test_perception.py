@@ -303,7 +303,7 @@ def records_of(values: dict[str, list], benchmark: str = "any") -> pd.DataFrame:
 def test_correlations_are_signed_by_what_is_better():
     frame = records_of({
         "psnr": [20, 25, 31, 22, 40, 0],
-        "feature_distance": [1e-1, 1e-2, 1e-3, 3e-2, 1e-4, 1],
+        "feature_distance": [1e-1, 1e-2, 1e-3, 3e-1, 1e-4, 1],
         "character_edits": [50, 40, 20, 45, 1, 0],
         "characters": [100] * 6,
     })  # fmt: skip
@@ -322,3 +322,14 @@ def test_correlations_are_signed_by_what_is_better():
     assert correlations(few, [wanted])["low"].isna().all()
     assert correlations(frame, [wanted.model_copy(update={"methods": ["b"]})]).empty
     assert correlations(frame, [wanted.model_copy(update={"benchmark": "none"})]).empty
+
+
+def test_correlations_are_printed(tmp_path):
+    from parsimony.report.tables import write_correlations
+
+    frame = records_of({"psnr": [20, 25, 31, 22, 40, 0], "right": [1, 2, 3, 1, 4, 0], "labelled": [5] * 6})
+    wanted = Correlation(benchmark="any", score="accuracy", measures=["psnr", "ssim"], methods=["a", "b"])
+    write_correlations(correlations(frame, [wanted]), tmp_path, {"conditions": "Here."})
+    (line,) = (tmp_path / "correlations.md").read_text().splitlines()[-2:-1]
+    assert line.startswith("| any | accuracy | psnr | 0.9") and line.endswith("| 5 |")
+    write_correlations(correlations(frame, []), tmp_path / "none", {})

@@ -57,7 +57,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     tables.write_tables(summary, frame, out / "tables", context)
     tables.write_correlations(related, out / "tables", context)
     figures.write_figures(summary, frame, out / "figures", context)
-    (out / "numbers.tex").write_text(tables.numbers_tex(summary))
+    (out / "numbers.tex").write_text(tables.numbers_tex(pd.concat([summary, related], ignore_index=True)))
     for name, data in (("ledger", rows), ("coverage", papers)):
         (out / f"{name}.json").write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
         (out / f"{name}.md").write_text(getattr(text, f"{name}_markdown")(data))
@@ -101,7 +101,7 @@ def _derive(plan: Plan, cells: Path):
     papers = read_papers(plan.root)
     wanted = [each for paper in papers.values() for each in paper.correlations]
     related = correlations(frame, wanted, plan.suite.seed)
-    rows = claims.ledger(papers, pd.concat([summary, related], ignore_index=True) if len(related) else summary)
+    rows = claims.ledger(papers, pd.concat([summary, related], ignore_index=True))
     _, published = records.read_all(sorted((plan.root / PUBLISHED / "records").glob("*.parquet")))
     versions = {
         "published": {cell: facts["code_version"] for cell, facts in published.items()},
