@@ -37,7 +37,7 @@ def build_codec(config, point: str):
 
 
 def samples() -> list[np.ndarray]:
-    """Images and bytes of sizes that codecs are for, and of sizes that they are not for; smooth, flat and noise."""
+    """Images, bytes and clips of sizes that codecs are for, and that they are not for; smooth, flat and noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :64]
     smooth = (128 + 60 * np.sin(x / 9) + 50 * np.cos(y / 7)).astype(np.uint8)
@@ -45,4 +45,6 @@ def samples() -> list[np.ndarray]:
     noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
     images = [smooth[:28, :28], noise[:28, :28, 0], np.zeros((28, 28), np.uint8), noise[:1, :7, 0], smooth[:33, :]]
     images += [colour, noise, colour[:17, :40], noise[:1, :1], np.full((64, 64, 3), 255, np.uint8)]
-    return images + [noise.reshape(-1)[:n] for n in (1, 100, 3000)] + [np.frombuffer(b"abc" * 500, np.uint8)]
+    clips = [(9000 * np.sin(np.arange(n) / 9)).astype(np.int16) for n in (1, 700, 8000)] + [np.zeros(3000, np.int16)]
+    words = [noise.reshape(-1)[:n] for n in (1, 100, 3000)] + [np.frombuffer(b"abc" * 500, np.uint8)]
+    return images + words + clips

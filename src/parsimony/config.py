@@ -148,6 +148,15 @@ class Claim(Closed):
     check: Check | None = Field(None, description="comes with the study that tests the claim")
 
 
+class Correlation(Closed):
+    """A score and measures of likeness that are correlated over the operating points of several methods."""
+
+    benchmark: Key
+    score: Key = Field(description="a quantity")
+    measures: list[Key] = Field(min_length=1, description="quantities")
+    methods: list[Key] = Field(min_length=1, description="lossless ones left out: they have one point, far from all")
+
+
 class Figure(Closed):
     """A figure of a study: one quantity against a category, a benchmark, a parameter or another quantity."""
 
@@ -188,6 +197,7 @@ class Paper(Closed):
     claims: list[Claim] = Field(min_length=1)
     study: list[Study] = Field([], description="empty: not built yet")
     figures: list[Figure] = Field([], description="what mirrors the paper's headline figures")
+    correlations: list[Correlation] = Field([], description="for claims on every_codec, and a table")
     pending: str = Field("", description="why there is no study yet")
 
     @model_validator(mode="after")

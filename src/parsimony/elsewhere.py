@@ -20,6 +20,8 @@ import numpy as np
 from parsimony.errors import UserError
 
 SOURCE = Path(__file__).resolve().parents[1]
+SAMPLES = {"|u1", "<i2"}
+"""Types that samples can have: uint8 and int16."""
 
 
 class DecoderFailure(Exception):
@@ -79,8 +81,8 @@ class Elsewhere:
             raise UserError(answer["refused"])
         if "failed" in answer:
             raise DecoderFailure(f"codec {codec!r}: decoding raised {answer['failed']}")
-        shapes = zip(parts, answer["shapes"], strict=True)
-        return [np.frombuffer(part, np.uint8).reshape(shape) for part, shape in shapes], answer["seconds"]
+        kinds = zip(parts, answer["dtypes"], answer["shapes"], strict=True)
+        return [np.frombuffer(part, dtype).reshape(shape) for part, dtype, shape in kinds], answer["seconds"]
 
     def _start(self) -> None:
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -123,8 +125,9 @@ def main() -> None:
             many = len(streams) > 1 and hasattr(system, "decode_batch")
             arrays = system.decode_batch(streams) if many else [system.decode(stream) for stream in streams]
             answer = {"seconds": perf_counter() - began, "shapes": [x.shape for x in arrays]}
-            if any(x.dtype != np.uint8 for x in arrays):
-                raise TypeError(f"samples of type {arrays[0].dtype} instead of uint8")
+            answer["dtypes"] = [x.dtype.str for x in arrays]
+            if strange := set(answer["dtypes"]) - SAMPLES:
+                raise TypeError(f"samples of type {sorted(strange)[0]} instead of uint8 or int16")
         except UserError as error:
             answer, arrays = {"refused": str(error)}, []
         except Exception as error:  # reported to the other side, which knows what was asked

@@ -166,7 +166,7 @@ class LanguageModel(Protocol):
 class Codec(Protocol):
     """Turns samples into bytes and back, elsewhere: a decoder has the bytes and an equal codec, and nothing else.
 
-    Samples are uint8: an image [H, W] or [H, W, 3], or bytes [N].
+    Samples are uint8, an image [H, W] or [H, W, 3] or bytes [N], or int16, an audio clip [N].
 
     Attributes
     ----------

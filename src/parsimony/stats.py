@@ -281,6 +281,44 @@ QUANTITIES |= {
         "Code above theory, one stream", "", "lower", ("one_code_bits",), "ideal_bits", scale=lambda x: x - 1
     ),
 }  # fmt: skip
+
+
+def decibels(distance):
+    """-10 log10 of a distance, at most 100 dB, so that more is more alike."""
+    return -10 * np.log10(np.maximum(distance, 1e-10))
+
+
+QUANTITIES |= {
+    "bits_per_sample": Quantity("Bits per sample", "bits", "lower", ("bits",), "clip_samples"),
+    "accuracy": Quantity("Right", "", "higher", ("right",), "labelled"),
+    "accuracy_gained": Quantity("Right, more than on originals", "", "higher", ("right_gained",), "labelled"),
+    "accuracy_jpeg_trained": Quantity("Right, trained on JPEG", "", "higher", ("right_jpeg_trained",), "labelled"),
+    "accuracy_gained_jpeg_trained": Quantity(
+        "Right, trained on JPEG, more than on originals", "", "higher", ("right_gained_jpeg_trained",), "labelled"
+    ),
+    "agreement_with_clean": Quantity("Same class as the original", "", "higher", ("agrees",)),
+    "kl_to_clean": Quantity("KL from the original", "nats", "lower", ("kl",)),
+    "character_error_rate": Quantity("Character error rate", "", "lower", ("character_edits",), "characters"),
+    "character_errors_gained": Quantity(
+        "Character errors more than on originals", "", "lower", ("character_edits_gained",), "characters"
+    ),
+    "word_errors_gained": Quantity(
+        "Word errors more than on originals", "", "lower", ("word_edits_gained",), "reference_words"
+    ),
+    "ssim": Quantity("SSIM", "", "higher", ("ssim",)),
+    "feature_similarity": Quantity("Deep similarity", "dB", "higher", ("feature_distance",), scale=decibels),
+    "control_similarity": Quantity(
+        "Similarity of random features", "dB", "higher", ("control_distance",), scale=decibels
+    ),
+    "bd_rate_features": Quantity("BD-rate against JPEG, deep similarity", "%", "lower", (), curve="feature_similarity"),
+    "snr": Quantity(
+        "Signal to noise", "dB", "higher", ("signal_energy",), "error_energy", scale=lambda x: 10 * np.log10(x)
+    ),
+    "mel_similarity": Quantity("Similarity of log-mel spectrograms", "dB", "higher", ("mel_distance",), scale=decibels),
+    "state_similarity": Quantity("Similarity of Whisper's states", "dB", "higher", ("state_distance",), scale=decibels),
+    "linear_correlation": Quantity("Pearson's correlation over operating points", "", "higher", ()),
+    "rank_correlation": Quantity("Spearman's correlation over operating points", "", "higher", ()),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 
@@ -300,7 +338,7 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         wide = sound.pivot_table(index="item", columns="metric", values="value", aggfunc="first", sort=True)
         category = sound.groupby("item")["category"].first().reindex(wide.index)
         for name, quantity in QUANTITIES.items():
-            if not _measurable(quantity, wide):
+            if not measurable(quantity, wide):
                 continue
             for kind in ["all", *sorted(category.unique())]:
                 part = wide if kind == "all" else wide[(category == kind).to_numpy()]
@@ -358,7 +396,7 @@ def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFr
 
 def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 0) -> list[str]:
     """Names of the best system and of all that the paired bootstrap cannot separate from it; empty below 30 items."""
-    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if _measurable(quantity, wide)}
+    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if measurable(quantity, wide)}
     values = {name: v for name, v in values.items() if v[3] >= ENOUGH and np.isfinite(v[0])}
     if not values or not quantity.better:
         return []
@@ -371,6 +409,14 @@ def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 
             if low <= 0 <= high:
                 group.append(name)
     return group
+
+
+def resampled_values(quantity: Quantity, wide: pd.DataFrame, seed: int, resamples: int) -> np.ndarray:
+    """A quantity [1 + resamples] of all items and of items drawn with replacement, the same draws for any ``wide``."""
+    totals = wide[_columns(quantity)].to_numpy()
+    drawn, count = _resampled(totals, seed, resamples)
+    everything = totals.sum(0, keepdims=True)
+    return _ratio(quantity, np.concatenate((everything, drawn)), np.concatenate(([len(totals)], count)))
 
 
 def wide_by_system(records: pd.DataFrame, benchmark: str) -> dict[tuple[str, str, str], pd.DataFrame]:
@@ -395,18 +441,19 @@ def _columns(quantity: Quantity) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+def measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+    """Whether a table of one row an item has all that a quantity is derived from."""
     columns = _columns(quantity)
-    if quantity.curve or not set(columns) <= set(wide.columns):
+    if not columns or not set(columns) <= set(wide.columns):
         return False
     return not quantity.under or bool((wide[quantity.under] != 0).any())
 
 
-def _resampled(totals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Column totals [RESAMPLES, k] of items drawn with replacement, and how many were drawn."""
+def _resampled(totals: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Column totals [resamples, k] of items drawn with replacement, and how many were drawn."""
     n = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return drawn @ totals, np.full(RESAMPLES, n)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return drawn @ totals, np.full(resamples, n)
 
 
 def _ratio(quantity: Quantity, totals: np.ndarray, count: np.ndarray) -> np.ndarray:

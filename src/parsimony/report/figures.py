@@ -25,6 +25,8 @@ ONE = {
     "speedup_peer": "peer",
 }
 """Quantities with a line at 1, and what stands there."""
+RATES = (RATE, "bits_per_sample")
+"""Quantities along which the points of a method are one curve."""
 FEW = 8
 """Up to so many operating points all carry their names; beyond, those on the front."""
 
@@ -206,7 +208,7 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
         part, style = part.sort_values("x"), look(method, context["methods"][method], context["references"])
         label = f"{words(method)}, {words(benchmark)}" if several else words(method)
         dash = DASHES[sorted(data["benchmark"].unique()).index(benchmark) % len(DASHES)]
-        line = {"linestyle": dash if kind == "param" or name == RATE else "none", "linewidth": 1}
+        line = {"linestyle": dash if kind == "param" or name in RATES else "none", "linewidth": 1}
         axes.plot(part["x"], part["value"], label=label, **style | line)
         axes.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=0.7)
     if wanted.quantity in ONE:

@@ -19,10 +19,10 @@ def draw(summary: pd.DataFrame, context: dict):
     """A panel a quality, in it a line a codec through its operating points; the figure and its data, or None."""
     from matplotlib import pyplot as plt  # tables need no figures
 
-    found = {quality: curves(summary, quality) for quality in CURVES}
-    if not any(found.values()):
+    found = {quality: lines for quality in CURVES if (lines := curves(summary, quality))}
+    if not found:
         return None
-    figure, panels = plt.subplots(1, len(CURVES), figsize=(WIDTHS["icml"], 2.9), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(found), figsize=(WIDTHS["icml"], 2.9), layout="constrained", squeeze=False)
     frames, labelled = [], set()
     for axes, (quality, lines) in zip(panels.flat, found.items(), strict=True):
         for (_, _, method), line in lines.items():
@@ -41,14 +41,14 @@ def draw(summary: pd.DataFrame, context: dict):
 
 def table(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Head and rows: a method a row, its BD-rates and the qualities that each is over."""
-    found = {quality: compared(summary, quality) for quality in CURVES}
+    found = {quality: compared(summary, quality) for quality in CURVES if curves(summary, quality)}
     rows = []
     for model, benchmark, method in sorted(set().union(*found.values())):
-        row = [words(method), str(len(curves(summary, CURVES[0])[model, benchmark, method]))]
-        for quality in CURVES:
+        row = [words(method), str(len(curves(summary, next(iter(found)))[model, benchmark, method]))]
+        for quality in found:
             if (each := found[quality].get((model, benchmark, method))) is None:
                 row.append("\u2014 (no common curve)")
             else:
                 row.append(f"{each['bd_rate']:+.1f} % [{each['low']:.1f}, {each['high']:.1f} dB]")
         rows.append(row)
-    return ["method", "points", *(f"BD-rate, {QUANTITIES[quality].title}" for quality in CURVES)], rows
+    return ["method", "points", *(f"BD-rate, {QUANTITIES[quality].title}" for quality in found)], rows

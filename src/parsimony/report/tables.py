@@ -60,6 +60,22 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
     return made
 
 
+def write_correlations(related: pd.DataFrame, out: Path, context: dict) -> None:
+    """Write how scores go with measures of likeness (`correlations.correlations`), a row a measure, if any do."""
+    if related.empty:
+        return
+    wide = related.set_index(["benchmark", "category", "point", "quantity"])
+    head = ["benchmark", "score", "measure", "Pearson", "Spearman", "operating points"]
+    rows = []
+    for benchmark, score, measure in wide.index.droplevel("quantity").drop_duplicates():
+        both = [wide.loc[(benchmark, score, measure, name)] for name in ("linear_correlation", "rank_correlation")]
+        values = [_value(row.name[-1], row) for row in both]
+        rows.append([words(benchmark), words(score), words(measure), *values, str(both[0]["n"])])
+    title = "Correlation of scores with measures of likeness over the operating points of several codecs."
+    _write(out / "correlations", head, rows, [], f"{title} Brackets: 95 % interval, bootstrap over items. "
+           f"{context['conditions']}")  # fmt: skip
+
+
 def where_it_pays(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table that says of each method's best point whether it is faster than the reference.
 
