@@ -508,3 +508,31 @@ def test_rows_of_the_project_take_facts_and_change_nothing_else(root, tmp_path):
     assert [line for line in path.read_text().splitlines() if "#" in line] == [
         line for line in text.splitlines() if "#" in line
     ]
+
+
+def test_a_model_from_the_hub_is_planned_unlocked_and_measured_once_locked(project, tiny_folder, monkeypatch):
+    key, cell = "smollm2_135m_instruct", "latency--smollm2_135m_instruct--greedy"
+    path = project.folder / "configs" / "assets.lock.yaml"
+    files = {file.name: file.read_bytes() for file in tiny_folder.iterdir()}
+    row = {"source": "hub", "origin": "someone/tiny", "revision": "main", "licence": "MIT"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: row | {"files": {n: {} for n in files}}}))
+    project.edit("configs/suite/tiny.yaml", "- shipped", "- shipped\n- hub")
+    with Hub({"someone/tiny": Repository({OLD: files}, {"main": OLD})}) as served:
+        for name, value in {
+            "HF_ENDPOINT": served.url,
+            "NO_PROXY": "127.0.0.1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        status, said = project.parsimony("plan")
+        assert status == 0 and f"(not locked: run `parsimony lock {key}`)" in said
+        status, said = project.parsimony("run", "--dry-run", "--cores", "1")
+        assert status == 0 and f"asset {key}" in said and f"cell {cell}" in said
+        for verb, name in (("asset", key), ("cell", cell)):
+            status, said = project.parsimony(verb, name)
+            assert status == 2 and f"run `parsimony lock {key}`" in said.splitlines()[-1]
+        assert not served.requests
+        assert project.parsimony("lock", "--all")[0] == 0
+    assert "not locked" not in project.parsimony("plan")[1]
+    assert project.parsimony("cell", cell)[0] == 0
+    assert (project.folder / "results" / "tiny" / "cells" / f"{cell}.parquet").is_file()
