@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -239,7 +240,10 @@ class Asset(Closed):
     """One row of ``assets.lock.yaml``."""
 
     source: Source
-    revision: str = Field(description="package version, Debian version, generator version or hub commit")
+    revision: str = Field(
+        description="version of package, Debian package or generator; commit of a hub repository (until it is locked, "
+        "a branch or tag)"
+    )
     licence: str
     origin: str = Field(description="package, Debian package, hub repository, or the function that makes it")
     archive: LockedFile | None = Field(None, description="the wheel, sdist or .deb")
@@ -247,6 +251,13 @@ class Asset(Closed):
     params: Params = {}
     files: dict[str, LockedFile] = Field(min_length=1)
     note: str = ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether what must arrive is known to the byte; a hub row may wait for `parsimony lock` to find it out."""
+        commit = re.fullmatch(r"[0-9a-f]{40}", self.revision)
+        files = all(file.size is not None and file.sha256 for file in self.files.values())
+        return self.source != "hub" or bool(commit and files)
 
     @property
     def requires(self) -> list[str]:
