@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny random language model with a real tokenizer, and the repository's root."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from parsimony.models.language import Language
 from parsimony.models.masked import Masked
 from parsimony.models.masked_image import MaskedImage
 from parsimony.models.seq2seq import Seq2Seq
+
+if not torch.cuda.is_available():  # kernels run in Triton's interpreter; it is chosen when one is defined
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 
