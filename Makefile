@@ -40,7 +40,8 @@ $(STAMP): envs/requirements.txt pyproject.toml
 oracles: install
 	envs/oracles.sh $(VENV)
 
-# Compiles the kernels, checks them on this machine's GPU and times them; writes results/published/gpu.
+# Compiles the kernels, checks them on this machine's GPU and times them; writes results/published/gpu. Options, such as
+# GPU_CHECK=--tune, go to `parsimony gpu-check`.
 gpu-check: install
 	. $(VENV)/bin/activate && snakemake --cores 1 kernels
 	$(VENV)/bin/python -m pytest tests/gpu

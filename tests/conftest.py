@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+if not torch.cuda.is_available():  # kernels are interpreted, which is settled when they are defined: before imports
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from parsimony.models import masked_image
 from parsimony.models.language import Language
 from parsimony.models.masked import Masked
 from parsimony.models.masked_image import MaskedImage
 from parsimony.models.seq2seq import Seq2Seq
-
-if not torch.cuda.is_available():  # kernels run in Triton's interpreter; it is chosen when one is defined
-    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 

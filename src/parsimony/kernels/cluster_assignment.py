@@ -75,8 +75,8 @@ def nearest_kernel(
     label = tl.zeros((KEYS,), tl.int32)
     for begin in range(0, U, CENTRES):
         u = begin + tl.arange(0, CENTRES)
-        inside = (u[:, None] < U) & (c[None, :] < D)
-        some = tl.load(centres + head * c_h + u[:, None] * c_u + c[None, :], mask=inside, other=0.0)
+        there = (u[:, None] < U) & (c[None, :] < D)
+        some = tl.load(centres + head * c_h + u[:, None] * c_u + c[None, :], mask=there, other=0.0)
         scores = tl.dot(keys, tl.trans(some), input_precision=PRECISION)
         scores = tl.where(u[None, :] < U, scores, -float("inf"))
         high, place = tl.max(scores, 1, return_indices=True, return_indices_tie_break_left=True)

@@ -71,7 +71,7 @@ def product_kernel(u, a, out, u_b, u_g, B, G, S, T, ROWS: tl.constexpr, OUTPUTS:
         t = begin + tl.arange(0, TERMS)
         inside = (b[:, None] < B) & (t[None, :] < T)
         m = tl.maximum(m, tl.max(tl.load(rows[:, None] + t[None, :], mask=inside, other=-float("inf")), 1))
-    base = tl.where(m == -float("inf"), 0.0, m)
+    base = tl.maximum(m, -1e30)  # rows of nothing but -inf
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for begin in range(0, T, TERMS):
         t = begin + tl.arange(0, TERMS)
@@ -82,7 +82,7 @@ def product_kernel(u, a, out, u_b, u_g, B, G, S, T, ROWS: tl.constexpr, OUTPUTS:
     inside = (b[:, None] < B) & (s[None, :] < S)
     result = tl.log(total) + base[:, None]
     # 2^-80: terms that float32 flushed to zero, below 2^-126, would not have changed the sum.
-    lost = inside & (total < 8.271806125530277e-25) & (m[:, None] > -float("inf"))
+    lost = inside & (total < 8.271806125530277e-25) & (base[:, None] > -1e30)
     if tl.max(lost.to(tl.int32).reshape(ROWS * OUTPUTS), 0) > 0:
         high = tl.full((ROWS, OUTPUTS), -float("inf"), tl.float32)
         total = tl.zeros((ROWS, OUTPUTS), tl.float32)
@@ -91,8 +91,8 @@ def product_kernel(u, a, out, u_b, u_g, B, G, S, T, ROWS: tl.constexpr, OUTPUTS:
             w = tl.load(weights + t, mask=s < S, other=0.0)
             z = x[:, None] + tl.log(w)[None, :]
             new = tl.maximum(high, z)
-            base = tl.where(new == -float("inf"), 0.0, new)
-            total = total * tl.exp(high - base) + tl.exp(z - base)
+            least = tl.where(new == -float("inf"), 0.0, new)
+            total = total * tl.exp(high - least) + tl.exp(z - least)
             high = new
         result = tl.where(lost, tl.where(total > 0, high + tl.log(total), -float("inf")), result)
     tl.store(out + (b[:, None].to(tl.int64) * G + g) * S + s[None, :], result, mask=inside)

@@ -54,9 +54,19 @@ def attend(q: Tensor, keys: Coded, values: Coded, count: int) -> tuple[Tensor, T
 
 def reference(q: Tensor, keys: Coded, values: Coded, count: int) -> tuple[Tensor, Tensor]:
     """The same by torch, from restored keys and values."""
-    K, V = (each.restore()[:, :count].to(q.dtype) for each in (keys, values))
-    scores = q @ K.mT / q.shape[-1] ** 0.5
-    return scores.softmax(-1) @ V, scores.logsumexp(-1)
+    return dense(q, *(each.restore()[:, :count] for each in (keys, values)))
+
+
+def dense(q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over keys and values [H, n, d] as they are: y [H, R, d] and log sum exp [H, R]."""
+    scores = q @ K.to(q.dtype).mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1) @ V.to(q.dtype), scores.logsumexp(-1)
+
+
+def merged(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over all from that over parts, (y, log sum exp) each."""
+    lse = torch.stack([part for _, part in parts])
+    return ((lse - lse.logsumexp(0)).exp()[..., None] * torch.stack([y for y, _ in parts])).sum(0)
 
 
 def kernel(q: Tensor, keys: Coded, values: Coded, count: int) -> tuple[Tensor, Tensor]:
@@ -171,11 +181,11 @@ def part_kernel(
             last = tl.load(k_offsets + head * tiles + tl.minimum((start + TOKENS) // 32, tiles))
             for begin in range(first, last, 32):
                 e = begin + tl.arange(0, 32)
-                token = tl.load(k_token + e, mask=e < last, other=0).to(tl.int32)
-                channel = tl.load(k_channel + e, mask=e < last, other=0).to(tl.int32)
+                owner = tl.load(k_token + e, mask=e < last, other=0).to(tl.int32)
+                column = tl.load(k_channel + e, mask=e < last, other=0).to(tl.int32)
                 delta = tl.load(k_delta + e, mask=e < last, other=0.0).to(tl.float32)
-                w = tl.load(q + r[:, None] * D + channel[None, :], mask=r[:, None] < R, other=0.0).to(tl.float32)
-                here = (token[:, None] == (t % 256)[None, :]).to(T)
+                w = tl.load(q + r[:, None] * D + column[None, :], mask=r[:, None] < R, other=0.0).to(tl.float32)
+                here = (owner[:, None] == (t % 256)[None, :]).to(T)
                 scores = tl.dot((w * delta[None, :]).to(T), here, scores, input_precision=PRECISION)
         scores = tl.where(t[None, :] < stop, scores * scale, -float("inf"))
         new = tl.maximum(m, tl.max(scores, 1))
@@ -222,12 +232,12 @@ def part_kernel(
             last = tl.load(v_offsets + head * tiles + tl.minimum((start + TOKENS) // 32, tiles))
             for begin in range(first, last, 32):
                 e = begin + tl.arange(0, 32)
-                token = tl.load(v_token + e, mask=e < last, other=0).to(tl.int32)
-                channel = tl.load(v_channel + e, mask=e < last, other=0).to(tl.int32)
+                owner = tl.load(v_token + e, mask=e < last, other=0).to(tl.int32)
+                column = tl.load(v_channel + e, mask=e < last, other=0).to(tl.int32)
                 delta = tl.load(v_delta + e, mask=e < last, other=0.0).to(tl.float32)
-                here = ((t % 256)[:, None] == token[None, :]).to(T)
+                here = ((t % 256)[:, None] == owner[None, :]).to(T)
                 picked = tl.dot(p, here, input_precision=PRECISION) * delta[None, :]
-                there = (channel[:, None] == c[None, :]).to(T)
+                there = (column[:, None] == c[None, :]).to(T)
                 single = tl.dot(picked.to(T), there, single, input_precision=PRECISION)
     at = split.to(tl.int64) * total + head * R + r
     kept = (r[:, None] < R) & (vj[None, :] < D // V_PLANES)

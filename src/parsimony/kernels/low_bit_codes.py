@@ -125,6 +125,13 @@ class Coded:
         whole = self.tokens % TILE == 0 if self.channels == 1 else self.channels % self.planes == 0
         return self.bits in (2, 4, 8) and whole and self.rank <= RANK and self.width <= 256
 
+    def rest(self, begin: int) -> Tensor:
+        """x [H, n - begin, d] float32 from a token on; without corrections."""
+        cut = begin // self.tokens
+        scale, least = self.scale[:, cut:], self.least[:, cut:]
+        behind = Coded(self.packed[:, cut * self.tokens :], scale, least, self.bits, self.tokens, self.channels)
+        return behind.restore()[:, begin - cut * self.tokens :]
+
     def restore(self) -> Tensor:
         """x [H, n, d] float32."""
         shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=self.packed.device)

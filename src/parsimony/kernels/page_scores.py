@@ -68,7 +68,7 @@ def taken_reference(w: Tensor, sizes: Tensor, budget: int) -> Tensor:
 def kernel(q: Tensor, low: Tensor, high: Tensor, sizes: Tensor) -> Tensor:
     """`scores` by kernels."""
     (H, R, d), U = q.shape, low.shape[1]
-    q, sizes = q.to(low.dtype).contiguous(), sizes.contiguous()
+    q, sizes = q.contiguous(), sizes.contiguous()
     bounds = low.data_ptr() != high.data_ptr() if not low.is_meta else low is not high
     low, high = low.contiguous(), high.contiguous()
     units, rows = TILES["units"], power(R)
@@ -108,9 +108,9 @@ def bound_kernel(
     queries = tl.load(q + (head * R + r[:, None]) * D + c[None, :], mask=(r[:, None] < R) & (c[None, :] < D), other=0.0)
     inside = (u[:, None] < U) & (c[None, :] < D)
     at = (head * U + u[:, None]) * D + c[None, :]
-    upper = tl.load(high + at, mask=inside, other=0.0)
+    upper = tl.load(high + at, mask=inside, other=0.0).to(queries.dtype)
     if BOUNDS:
-        lower = tl.load(low + at, mask=inside, other=0.0)
+        lower = tl.load(low + at, mask=inside, other=0.0).to(queries.dtype)
         zero = tl.zeros_like(queries)
         scores = tl.dot(tl.maximum(queries, zero), tl.trans(upper), input_precision=PRECISION)
         scores = tl.dot(tl.minimum(queries, zero), tl.trans(lower), scores, input_precision=PRECISION)

@@ -29,7 +29,7 @@ from parsimony.kernels.common import (
     usable,
 )
 
-TILES = {"rows": 128, "entries": 64, "stages": 2, "waves": 1}
+TILES = {"rows": 128, "entries": 32, "stages": 3, "waves": 1}
 CHOICES = {"rows": (64, 128), "entries": (32, 64, 128), "stages": (2, 3), "waves": (1, 2)}
 LOG2E = 1 / math.log(2)
 
