@@ -51,7 +51,7 @@ def kernel(x: Tensor, centres: Tensor) -> Tensor:
     x, centres = (each if each.stride(2) == 1 else each.contiguous() for each in (x, centres))
     labels = x.new_empty(H, n, dtype=torch.int64)
     half = 2 if x.dtype == torch.float32 else 1
-    keys, block = power(n, 16, TILES["keys"] // half), power(U, 16, TILES["centres"] // half)
+    keys, block = power(n, 16, TILES["keys"] // half), power(U, 16, TILES["centres"] // half**2)
     if labels.numel():
         arguments = (x, centres, labels, *x.stride()[:2], *centres.stride()[:2], n, U)
         constants = {"D": d, "BLOCK_D": power(d), "KEYS": keys, "CENTRES": block, "PRECISION": precision(x.dtype)}
