@@ -1,12 +1,16 @@
 """Shared fixtures: a tiny random language model with a real tokenizer, and the repository's root."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+
+if not torch.cuda.is_available():  # kernels are interpreted, which is settled when they are defined: before imports
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from parsimony.models import masked_image
 from parsimony.models.language import Language

@@ -190,6 +190,12 @@ def bench_command(options) -> None:
     print(json.dumps(result, indent=1) if options.format == "json" else as_text(result))
 
 
+def gpu_check_command(options) -> None:
+    from parsimony.kernels import bench
+
+    bench.run(options)
+
+
 def schemas_command(options) -> None:
     from parsimony.config import schemas
     from parsimony.plan import find_root
@@ -273,6 +279,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("what", choices=("decoder", "suffix"))
     take_overrides(bench)
+    check = add("gpu-check", gpu_check_command, "check the kernels on this machine's GPU and time them")
+    check.add_argument("--out", default="results/published/gpu", help="folder of the results")
+    check.add_argument("--kernel", action="append", help="only this one (may be given again)")
+    check.add_argument("--tune", action="store_true", help="also try other tiles (minutes a kernel)")
+    check.add_argument("--rehearse", action="store_true", help="checks alone, interpreted, where there is no GPU")
+    about = "also time references as torch compiles them, unless that takes longer"
+    check.add_argument("--compile-seconds", type=float, default=0.0, help=about)
     add("schemas", schemas_command, "write the JSON schemas of the configuration to workflow/schemas")
     add("doctor", doctor_command, "what this machine has, and what that allows")
     return parser
