@@ -242,6 +242,8 @@ class CircuitCodec(BatchCodec, Protocol):
     def bits(self, xs: list[np.ndarray]) -> np.ndarray:
         """-log2 of the probability of each image ([B] float64)."""
         ...
+
+
 class ChannelRanker(Protocol):
     """Says which latent channels of an image codec matter.
 

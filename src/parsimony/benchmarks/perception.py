@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from parsimony.benchmarks.coding import coded, unequal
-from parsimony.benchmarks.photographs import psnr
 from pytorch_msssim import ssim
 from torch import Tensor
 
+from parsimony.benchmarks.coding import coded, unequal
+from parsimony.benchmarks.photographs import psnr
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.models.efficientnet_lite import SIDE, EfficientNetLite, feature_distance
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parsimony.methods.image.classic import PillowCodec
 from safetensors.torch import save_file
 from torch import Tensor
 
 from parsimony.benchmarks.perception_digits import ACROSS, cells, sheet
 from parsimony.errors import UserError
+from parsimony.methods.image.classic import PillowCodec
 from parsimony.recipes.masked_digits import HELD_OUT, digits, judge_of
 
 

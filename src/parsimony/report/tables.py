@@ -73,7 +73,7 @@ def write_correlations(related: pd.DataFrame, out: Path, context: dict) -> None:
         rows.append([words(benchmark), words(score), words(measure), *values, str(both[0]["n"])])
     title = "Correlation of scores with measures of likeness over the operating points of several codecs."
     _write(out / "correlations", head, rows, [], f"{title} Brackets: 95 % interval, bootstrap over items. "
-           f"{context['conditions']}")  # fmt: skip
+           f"{context['conditions']['all']}")  # fmt: skip
 
 
 def where_it_pays(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
