@@ -35,7 +35,7 @@ from parsimony.kernels.common import (
 from parsimony.kernels.low_bit_codes import RANK, Coded, Sparse, packed_tile, plane
 from parsimony.kernels.tree_attention import LOG2E, merge_kernel
 
-TILES = {"tokens": 64, "warps": 4, "stages": 2, "waves": 4}
+TILES = {"tokens": 32, "warps": 4, "stages": 2, "waves": 4}
 CHOICES = {"tokens": (32, 64, 128), "warps": (1, 2, 4), "stages": (1, 2, 3), "waves": (1, 2, 4, 8)}
 
 
