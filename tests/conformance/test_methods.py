@@ -16,6 +16,7 @@ from parsimony.interfaces import (
     BatchCodec,
     BatchGenerator,
     CacheEditor,
+    CircuitCodec,
     Codec,
     ContextHolder,
     ForwardTimer,
@@ -53,6 +54,7 @@ PROTOCOLS = {
         CacheEditor,
         Codec,
         BatchCodec,
+        CircuitCodec,
     )
 }
 METHODS = make_plan([], ROOT).methods
