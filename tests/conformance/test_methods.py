@@ -17,6 +17,7 @@ from parsimony.interfaces import (
     BatchGenerator,
     CacheEditor,
     ChannelRanker,
+    CircuitCodec,
     Codec,
     ContextHolder,
     ForwardTimer,
@@ -55,6 +56,7 @@ PROTOCOLS = {
         Codec,
         BatchCodec,
         ChannelRanker,
+        CircuitCodec,
     )
 }
 METHODS = make_plan([], ROOT).methods

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 from itertools import combinations, product
 
 import numpy as np
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
+from parsimony.benchmarks.circuit_evaluation import CircuitEvaluation
+from parsimony.benchmarks.digits_batches import DigitsBatches
 from parsimony.errors import UserError
 from parsimony.methods.lossless import circuit_passes
 from parsimony.methods.lossless.circuit_coder import CircuitCodec
@@ -26,6 +30,7 @@ from parsimony.models.circuit import (
     tables,
 )
 from parsimony.models.vtree import Vtree, schedule
+from parsimony.recipes import circuits
 
 MODES = CircuitCodec.modes
 
@@ -304,3 +309,83 @@ def test_damage_is_seen(small):
             small.decode(damaged)
         seen += 1
     assert seen > 20
+
+
+class Desk:
+    """A workbench of codecs that are there."""
+
+    def __init__(self, reference=None, **systems):
+        self.points, self.systems, self.other = tuple(systems), systems, reference
+
+    def system(self, point, dtype):
+        return self.systems[point]
+
+    def reference(self, dtype):
+        return self.other
+
+    def rng(self, item):
+        return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """Digits of a kind: each a rectangle, brighter in the middle."""
+    folder, rng = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
+    rows = []
+    for n in range(1100):
+        x, (r, c) = np.zeros((28, 28), int), rng.integers(4, 14, 2)
+        x[r : r + 10, c : c + 8] = 250 - rng.integers(0, 3)
+        rows.append([*x.ravel().tolist(), n % 10])
+    with gzip.open(folder / "mnist_5k.csv.gz", "wt") as file:
+        csv.writer(file).writerows(rows)
+    return {"mnist_5k": folder}
+
+
+@pytest.fixture(scope="module")
+def learnt(mnist, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learnt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(circuits, "FOLD", 20)
+        with pytest.raises(UserError, match="it must need 0.01 at most"):
+            circuits.of_digits(folder, mnist, "mnist_5k", 1, 1, 1.0, 0.01, 0, crop=6, bins=8)
+        circuits.of_digits(folder, mnist, "mnist_5k", 3, 2, 1.0, 3.0, 0, crop=6, bins=8)
+    return CircuitCodec(folder / "circuit.safetensors", "once", False)
+
+
+def test_orders_of_evaluation_are_compared_on_what_a_circuit_takes(mnist, learnt):
+    benchmark = CircuitEvaluation(items=2, each=3)
+    items = benchmark.items(mnist, 0)
+    outcome = benchmark.measure(items[1], Desk(crop=learnt))
+    numbers = {metric: value for _, metric, value, _ in outcome.numbers}
+    assert not outcome.failures and numbers["values"] == 3 * 36 and numbers["edges"] == 3 * learnt.size
+    assert numbers["once_evaluations"] < numbers["path_evaluations"] < numbers["naive_evaluations"]
+    assert numbers["ideal_bits"] < numbers["one_code_bits"] < numbers["code_bits"] < 3 * 36 * 8
+
+    class Backwards(CircuitCodec):
+        def encode_batch(self, xs):
+            return super().encode_batch(xs[::-1])
+
+    class Wrong(CircuitCodec):
+        def in_mode(self, mode):
+            return super().in_mode(mode) if mode != "path" else Backwards(self.file, mode, False)
+
+    wrong = benchmark.measure(items[0], Desk(crop=Wrong(learnt.file, "once", False)))
+    assert list(wrong.failures) == [("crop", "path_seconds")]
+
+
+def test_batches_are_timed_beside_the_reference_and_checked(mnist, tmp_path):
+    coder = codec(tmp_path, circuit(784, 2), (28, 28))
+
+    class Wrong(CircuitCodec):
+        def decode_batch(self, data):
+            return [x ^ 1 for x in super().decode_batch(data)]
+
+    benchmark = DigitsBatches([1, 3], items=2)
+    items = benchmark.items(mnist, 0)
+    assert [item.id for item in items] == ["batch_1_000", "batch_3_000", "batch_1_001", "batch_3_001"]
+    desk = Desk(coder, right=coder, wrong=Wrong(coder.file, "once", False))
+    outcome = benchmark.measure(items[3], desk)
+    numbers = {(point, metric): value for point, metric, value, _ in outcome.numbers}
+    assert list(outcome.failures) == [("wrong", "exact_items")]
+    assert numbers["right", "bits"] == numbers["right", "reference_bits"]
+    assert numbers["right", "bits"] == 8 * sum(len(coder.encode(x)) for x in benchmark.images[3:6])

@@ -4,7 +4,7 @@
 
 Bytes hold 8 / bits codes of neighbouring channels.  The kernel takes them plane by plane: plane s is the s-th code of
 every byte, so a tile [tokens, bytes] is loaded once and shifted, and the sum over channels is one sum a plane (see
-docs/decisions/005_codes_by_planes.md).
+docs/decisions/009_codes_by_planes.md).
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def schedule(vtree: Vtree, mode: str) -> Schedule:
     D, above = len(vtree.order), vtree.above
     last = np.zeros(len(above), int)  # step at which all variables below are known
     last[vtree.order] = np.arange(D)
-    everything = vtree.bottom_up()
+    everything = np.array(vtree.bottom_up())
     for node in everything:
         for child in (vtree.first[node], vtree.second[node]):
             last[node] = max(last[node], last[child] if child >= 0 else 0)
@@ -135,7 +135,7 @@ def schedule(vtree: Vtree, mode: str) -> Schedule:
         up.append(line[: max(reach + 1, len(finished))] if mode == "path" else finished)
         entered.update(below)
     sizes = [np.cumsum([0, *map(len, lists)]) for lists in (down, up)]
-    flat = [np.array([node for nodes in lists for node in nodes], np.int64) for lists in (down, up)]
+    flat = [np.concatenate([np.array(nodes, np.int64) for nodes in lists]) for lists in (down, up)]
     return Schedule(flat[0], sizes[0], flat[1], sizes[1])
 
 
