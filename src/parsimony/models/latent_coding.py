@@ -2,7 +2,7 @@
 
 Encoder and decoder must use the same tables to the last bit, or everything behind the first difference is lost.  All
 tables are integers stored with the weights, and the network that predicts which table a latent has calculates exactly
-(docs/decisions/005_exact_entropy_parameters.md).
+(docs/decisions/007_exact_entropy_parameters.md).
 """
 
 from __future__ import annotations
