@@ -34,14 +34,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan_command(options) -> None:
     from parsimony.plan import make_plan
+    from parsimony.resources import ask
 
     plan = make_plan(options.overrides)
     if options.format == "json":
         print(json.dumps(plan.as_json(), indent=1))
         return
     print(f"suite {plan.name}: {plan.suite.title}\n\n{len(plan.cells)} cells")
+    if options.resources:
+        print(f"  {'GPUs':>4} {'GB':>4} {'hours':>5}  what a cell asks of a cluster at its first attempt")
     for cell in plan.cells.values():
-        print(f"  {cell.id}  [{', '.join(cell.points)}]")
+        if options.resources:
+            asked = ask(plan, cell.id)
+            print(f"  {asked['gpu']:4} {asked['mem_mb'] // 1000:4} {asked['runtime'] // 60:5}  {cell.id}")
+        else:
+            print(f"  {cell.id}  [{', '.join(cell.points)}]")
     print(f"\n{len(plan.assets)} assets")
     for key, version in plan.assets.items():
         print(f"  {key}  {plan.lock[key].source}  {version}")
@@ -206,7 +213,9 @@ def _parser() -> argparse.ArgumentParser:
         about = "such as suite=local or method.token_recycling.params.hot=false"
         command.add_argument("overrides", nargs="*", metavar="override", help=about)
 
-    take_overrides(add("plan", plan_command, "list the cells and assets of a suite", formats=True))
+    plan = add("plan", plan_command, "list the cells and assets of a suite", formats=True)
+    plan.add_argument("--resources", action="store_true", help="with what each cell asks of a cluster")
+    take_overrides(plan)
     run = add("run", run_command, "measure a suite and write its report (a short form of snakemake)")
     reproduce = add("reproduce", reproduce_command, "measure one paper's study and print its rows of the ledger")
     reproduce.add_argument("paper")

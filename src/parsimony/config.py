@@ -211,6 +211,7 @@ class Suite(Closed):
     points: dict[Key, list[Key]] = Field(
         {}, description="method -> operating points; all if not named, [] leaves it out"
     )
+    gpu_gb: float | None = Field(None, gt=0, description="memory of each GPU that cells run on; null: processors")
     peers: list[Key] | None = Field(None, description="benchmarks on which methods' peers are timed; null: all")
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
 

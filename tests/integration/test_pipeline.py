@@ -53,6 +53,16 @@ def test_run_rerun_and_edit(project):
     project.snakemake("published")
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == first
 
+    # What was not measured this time stays as it was published, and without either nothing is published.
+    name = "latency--smollm2_135m_instruct--greedy.parquet"
+    (project.folder / "results" / "tiny" / "cells" / name).unlink()
+    assert project.parsimony("publish")[0] == 0
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == first
+    (published / "records" / name).unlink()
+    status, output = project.parsimony("publish")
+    assert status == 2 and output.count("\n") == 1 and "neither measured nor published" in output
+    assert (published / "records" / name.replace("latency", "spec_mix")).exists()
+
 
 def test_a_toy_method_is_one_file_and_one_row(project):
     """docs/adding_a_method.md, word for word."""

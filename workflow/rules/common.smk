@@ -9,12 +9,19 @@ sys.path.insert(0, SOURCE)
 from parsimony.errors import UserError
 from parsimony.plan import make_plan
 from parsimony.fingerprint import code_version
+from parsimony.resources import ask, sizes
 
 # `suite` names a suite; `set` holds further overrides of the configuration, as `parsimony plan` takes them.
 OVERRIDES = [f"suite={config['suite']}"] if "suite" in config else []
 OVERRIDES += shlex.split(config.get("set", ""))
 try:
     PLAN = make_plan(OVERRIDES, Path(workflow.basedir))
+    # `papers` names papers whose cells alone are measured and published; the others stay as they are.
+    WANTED = PLAN.cells
+    if "papers" in config:
+        WANTED = [
+            key for paper in config["papers"].split() for key in PLAN.cells_of(paper)
+        ]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -47,6 +54,23 @@ def asset_inputs(wildcards):
     return [
         f"resources/{key}/manifest.json" for key in PLAN.lock[wildcards.asset].requires
     ]
+
+
+# Cells by what they ask of a cluster; those of at most one minute run where Snakemake runs.
+SIZES = sizes(PLAN, float(config.get("short", 1)))
+DOWNLOADS = [
+    key for key in PLAN.assets if PLAN.lock[key].source not in ("generated", "trained")
+]
+
+
+def one_of(keys):
+    """The regular expression that matches these names alone."""
+    return "|".join(keys) or "(?!)"
+
+
+def asked(resource):
+    """What a cell asks of a cluster, as Snakemake wants it."""
+    return lambda wildcards, attempt: ask(PLAN, wildcards.cell, attempt)[resource]
 
 
 wildcard_constraints:

@@ -1,10 +1,16 @@
 REPORT_CODE = code_version("parsimony.report")
 
 
+localrules:
+    report,
+    publish,
+    published,
+
+
 rule report:
     """Tables, figures, numbers.tex, ledger, coverage and the page, from the records alone."""
     input:
-        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=PLAN.cells),
+        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=WANTED),
     output:
         page=f"{RESULTS}/report/index.html",
     log:
@@ -21,7 +27,7 @@ rule report:
 rule publish:
     """Copy the records of this suite to results/published and rebuild what is derived from them."""
     input:
-        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=PLAN.cells),
+        expand(f"{RESULTS}/cells/{{cell}}.parquet", cell=WANTED),
     log:
         f"{RESULTS}/logs/publish.log",
     conda:

@@ -36,7 +36,6 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     if frame.empty:
         raise UserError(f"no records in {cells}; run `parsimony run suite={plan.name}` first")
     frame, summary, rows, papers = _derive(plan, cells)
-    facts = max(provenance.values(), key=lambda facts: facts["cores"])  # of a timed cell: the others run on one
     context = {
         "methods": {
             key: [other for other, config in plan.methods.items() if config.family == method.family]
@@ -45,7 +44,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
         "references": {m.reference for m in plan.methods.values() if m.reference},
         "titles": {key: benchmark.title for key, benchmark in plan.benchmarks.items()},
         "columns": {key: benchmark.columns for key, benchmark in plan.benchmarks.items()},
-        "conditions": f"{facts['device']}, {facts['cores']} cores; seed {plan.suite.seed}; suite {plan.name}.",
+        "conditions": _conditions(plan, provenance),
         "title": plan.suite.title,
         "suite": plan.name,
         "papers": plan.papers,
@@ -65,16 +64,26 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
 
 
 def publish(plan: Plan, cells: Path) -> Path:
-    """Copy the records of a suite to ``results/published`` and rebuild what is derived from them."""
+    """Copy the records of a suite to ``results/published`` and rebuild what is derived from them.
+
+    Cells that were not measured this time stay as they were published; together they must be the whole suite.
+    """
     target = plan.root / PUBLISHED / "records"
-    files = _files(plan, cells)
-    missing = [key for key in plan.cells if not (cells / f"{key}.parquet").exists()]
+    fresh = _files(plan, cells)
+    kept = {file.name for file in _files(plan, target)} - {file.name for file in fresh}
+    missing = set(plan.cells) - {Path(name).stem for name in kept} - {file.stem for file in fresh}
     if missing:
-        raise UserError(f"cell {missing[0]!r} is not measured; run `parsimony run suite={plan.name}` before publishing")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for file in files:
+        raise UserError(
+            f"cell {min(missing)!r} is neither measured nor published; run `parsimony run suite={plan.name}` before "
+            "publishing"
+        )
+    for file in fresh:
         records.read(file)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in target.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    for file in fresh:
         shutil.copyfile(file, target / file.name)
     (target / "suite.json").write_text(json.dumps({"suite": plan.name}) + "\n")
     return rebuild_published(plan.root)
@@ -103,6 +112,21 @@ def _derive(plan: Plan, cells: Path):
     }
     planned = [{"id": key, "papers": cell.papers} for key, cell in plan.cells.items()]
     return frame, summary, rows, claims.coverage(papers, planned, rows, versions)
+
+
+def _conditions(plan: Plan, provenance: dict[str, dict]) -> dict[str, str]:
+    """The sentence on device, seed and suite for each benchmark, and for "all" of them."""
+    cores: dict[str, dict[str, int]] = {}
+    for cell, facts in provenance.items():
+        for key in (plan.cells[cell].benchmark, "all"):
+            devices = cores.setdefault(key, {})
+            # A cell that is not timed runs on one of the cores that a timed one takes.
+            devices[facts["device"]] = max(devices.get(facts["device"], 0), facts["cores"])
+    return {
+        key: f"{' and '.join(f'{name}, {count} cores' for name, count in sorted(devices.items()))}; "
+        f"seed {plan.suite.seed}; suite {plan.name}."
+        for key, devices in cores.items()
+    }
 
 
 def _files(plan: Plan, cells: Path) -> list[Path]:

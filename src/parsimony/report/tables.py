@@ -31,17 +31,18 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
     Parameters
     ----------
     context : dict
-        ``titles`` and ``columns`` of each benchmark's table, and ``conditions`` (the sentence on device, model and
-        seed).
+        ``titles``, ``columns`` and ``conditions`` (the sentence on device, seed and suite) of each benchmark's table.
     """
     out.mkdir(parents=True, exist_ok=True)
     made = []
     if (paying := where_it_pays(summary))[1]:
-        made.append(_write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']}"))
+        made.append(
+            _write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']['all']}")
+        )
     for benchmark in sorted(summary["benchmark"].unique()):
         mine = summary[summary["benchmark"] == benchmark]
         models = ", ".join(sorted(mine["model"].unique()))
-        about = f"{context['titles'].get(benchmark, benchmark)}. {models}; {context['conditions']}"
+        about = f"{context['titles'].get(benchmark, benchmark)}. {models}; {context['conditions'][benchmark]}"
         systems = wide_by_system(records, benchmark)
         if (afforded := parallelism(mine))[1]:
             title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."

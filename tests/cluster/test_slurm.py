@@ -1,0 +1,81 @@
+"""A suite sent through a real SLURM ends with the records of a local run, also when jobs and the node are killed."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from parsimony import records
+
+SLURM = ["--profile", "workflow/profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue"]
+QUICK = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2"]
+
+
+@pytest.fixture
+def cluster(project, root, slurm):
+    """The tiny project with the profile as a user of this cluster edits it; its cells ask for a GPU."""
+    path = project.folder / "workflow/profiles/slurm/config.yaml"
+    profile = yaml.safe_load(path.read_text())
+    profile["default-resources"] = {"mem_mb": 2000, "runtime": 10}
+    path.write_text(yaml.safe_dump(profile))
+    limits = {"max_runtime": 10000, "max_mem_mb": 64000, "max_threads": 64, "max_gpu": 2}
+    project.write("workflow/profiles/slurm/partitions.yaml", {"partitions": {"work": limits}})
+    project.edit("configs/suite/tiny.yaml", "models:", "gpu_gb: 80\nmodels:")
+    return project
+
+
+def start(project) -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", *SLURM, *QUICK]
+    return subprocess.Popen(command, cwd=project.folder, env=project.environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def counted(project) -> dict:
+    """Every record that is not a time, by cell, point, item and metric."""
+    values = {}
+    for path in sorted((project.folder / "results/tiny/cells").glob("*.parquet")):
+        frame, _ = records.read(path)
+        for row in frame.itertuples():
+            if "second" not in row.metric:
+                values[row.cell, row.point, row.item, row.category, row.metric] = (str(row.value), row.status)
+    return values
+
+
+def test_killed_jobs_and_a_killed_node_change_no_record(cluster, slurm):
+    run = start(cluster)
+    try:
+        job = _running(slurm, run)[0]
+        assert "gpu" in subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+        subprocess.run(["scancel", "--signal=KILL", "--full", job], check=True)
+        time.sleep(4)
+        job = _running(slurm, run)[0]
+        slurm.kill("slurmd")
+        subprocess.run(["pkill", "-KILL", "-f", f"slurmstepd: .*{job.split('_')[0]}"])
+        subprocess.run(["scontrol", "update", "nodename=localhost", "state=down", "reason=killed"], check=True)
+        time.sleep(3)
+        slurm.start("slurmd", "-D", "-N", "localhost")
+        subprocess.run(["scontrol", "update", "nodename=localhost", "state=resume"])
+        slurm.wait_until("idle", "mixed", "allocated")
+        output, _ = run.communicate(timeout=900)
+    finally:
+        run.send_signal(signal.SIGKILL)
+    assert run.returncode == 0, output
+    through_slurm = counted(cluster)
+    assert (cluster.folder / "results/tiny/report/index.html").exists()
+    shutil.rmtree(cluster.folder / "results/tiny")
+    cluster.snakemake("--executor", "local")
+    assert counted(cluster) == through_slurm and len(through_slurm) > 100
+
+
+def _running(slurm, run, seconds: float = 300) -> list[str]:
+    """Ids of the running jobs, once there is one."""
+    end = time.monotonic() + seconds
+    while not (jobs := slurm.jobs()):
+        assert run.poll() is None, run.stdout.read()
+        assert time.monotonic() < end, "no job began"
+        time.sleep(0.3)
+    return jobs
