@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 # Two workers of one thread each take half the time of one worker of two.
 SPREAD := --numprocesses 2 --dist worksteal
 
-.PHONY: run test test-all lint install oracles clean
+.PHONY: run test test-all lint install oracles gpu-check clean
 run: install
 	. $(VENV)/bin/activate && snakemake --cores all
 	@echo "report: results/quick/report/index.html"
@@ -39,6 +39,13 @@ $(STAMP): envs/requirements.txt pyproject.toml
 # Other implementations that tests compare with where they are installed (half a minute; needs a C++ compiler).
 oracles: install
 	envs/oracles.sh $(VENV)
+
+# Compiles the kernels, checks them on this machine's GPU and times them; writes results/published/gpu. Options, such as
+# GPU_CHECK=--tune, go to `parsimony gpu-check`.
+gpu-check: install
+	. $(VENV)/bin/activate && snakemake --cores 1 kernels
+	$(VENV)/bin/python -m pytest tests/gpu
+	$(VENV)/bin/parsimony gpu-check $(GPU_CHECK)
 
 clean:
 	rm -rf $(VENV) .snakemake resources results/quick

@@ -1,12 +1,16 @@
 """Shared fixtures: a tiny random language model with a real tokenizer, and the repository's root."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+
+if not torch.cuda.is_available():  # kernels are interpreted, which is settled when they are defined: before imports
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from parsimony.models import masked_image
 from parsimony.models.language import Language
@@ -117,6 +121,28 @@ def write_tiny_seq2seq(folder: Path, vocabulary: int = 300, causal: bool = True,
     network.save(folder)
     words = {"<end>": 0, "<unknown>": 1, "<pad>": 2} | {f"<{i}>": i for i in range(3, vocabulary)}
     Tokenizer(models.BPE(vocab=words, merges=[])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_tiny_codecs(folder: Path, K: int) -> Path:
+    """Random image codecs of 10 latent channels, under all names that methods ask for, with many kinds of symbols."""
+    from safetensors.numpy import save_file as save_arrays
+
+    from parsimony.models.image_codecs import CodecNetwork
+    from parsimony.models.latent_coding import Tables, export
+
+    names = [f"rate_{r}_seed_0" for r in (1, 2, 3, 4)] + ["rate_3_seed_1", "rate_3_seed_2"]
+    arrays = {f"gaussians.{key}": array for key, array in Tables.of_gaussians().arrays().items()} if K else {}
+    for n, name in enumerate(names):
+        torch.manual_seed(n)
+        network = CodecNetwork(4, 10, K)
+        with torch.no_grad():
+            for layer, factor in [(network.g_a[6], 40), (network.g_s[0], 0.2), *([(network.h_s[4], 8)] if K else [])]:
+                layer.weight.mul_(factor)
+            network.prior.quantiles.copy_(torch.tensor([-9.0, 0.3, 12.0]))
+        arrays |= export(network, name)
+    sizes = {"N": 4, "M": 10, "K": K}
+    save_arrays(arrays, folder / "codecs.safetensors", {"networks": json.dumps(dict.fromkeys(names, sizes))})
     return folder
 
 

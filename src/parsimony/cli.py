@@ -51,7 +51,8 @@ def plan_command(options) -> None:
             print(f"  {cell.id}  [{', '.join(cell.points)}]")
     print(f"\n{len(plan.assets)} assets")
     for key, version in plan.assets.items():
-        print(f"  {key}  {plan.lock[key].source}  {version}")
+        hint = "" if plan.lock[key].locked else f"  (not locked: run `parsimony lock {key}`)"
+        print(f"  {key}  {plan.lock[key].source}  {version}{hint}")
 
 
 def asset_command(options) -> None:
@@ -60,6 +61,23 @@ def asset_command(options) -> None:
 
     plan = make_plan(options.overrides)
     print(f"{options.asset}: {fetch(options.asset, plan.lock, plan.root / 'resources')}")
+
+
+def lock_command(options) -> None:
+    from parsimony.assets import hub, read_lock
+    from parsimony.plan import find_root
+
+    root = find_root()
+    lock_file = root / "configs" / "assets.lock.yaml"
+    rows = read_lock(lock_file)
+    keys = [key for key, row in rows.items() if row.source == "hub"] if options.all else options.assets
+    if not keys and not options.all:
+        raise UserError("name the assets to lock, or give --all for all hub assets")
+    for key in keys:
+        done = hub.lock(key, rows, root / "resources", lock_file)
+        row = read_lock(lock_file)[key]
+        size = sum(file.size for file in row.files.values())
+        print(f"{key}: {'locked' if done else 'was locked'} at {row.revision}, {len(row.files)} files, {size} bytes")
 
 
 def ship_command(options) -> None:
@@ -172,6 +190,12 @@ def bench_command(options) -> None:
     print(json.dumps(result, indent=1) if options.format == "json" else as_text(result))
 
 
+def gpu_check_command(options) -> None:
+    from parsimony.kernels import bench
+
+    bench.run(options)
+
+
 def schemas_command(options) -> None:
     from parsimony.config import schemas
     from parsimony.plan import find_root
@@ -233,6 +257,9 @@ def _parser() -> argparse.ArgumentParser:
     asset = add("asset", asset_command, "fetch or make one asset")
     asset.add_argument("asset")
     take_overrides(asset)
+    lock = add("lock", lock_command, "pin assets from the hub: write commit, sizes and SHA-256, and fetch them")
+    lock.add_argument("assets", nargs="*", metavar="asset")
+    lock.add_argument("--all", action="store_true", help="every hub asset that is not locked yet")
     ship = add("ship", ship_command, "run the recipe of a shipped asset again and lock what it made")
     ship.add_argument("asset")
     take_overrides(ship)
@@ -252,6 +279,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("what", choices=("decoder", "suffix"))
     take_overrides(bench)
+    check = add("gpu-check", gpu_check_command, "check the kernels on this machine's GPU and time them")
+    check.add_argument("--out", default="results/published/gpu", help="folder of the results")
+    check.add_argument("--kernel", action="append", help="only this one (may be given again)")
+    check.add_argument("--tune", action="store_true", help="also try other tiles (minutes a kernel)")
+    check.add_argument("--rehearse", action="store_true", help="checks alone, interpreted, where there is no GPU")
+    about = "also time references as torch compiles them, unless that takes longer"
+    check.add_argument("--compile-seconds", type=float, default=0.0, help=about)
     add("schemas", schemas_command, "write the JSON schemas of the configuration to workflow/schemas")
     add("doctor", doctor_command, "what this machine has, and what that allows")
     return parser

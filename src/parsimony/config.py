@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -34,6 +35,8 @@ Interface = Literal[
     "CacheEditor",
     "Codec",
     "BatchCodec",
+    "CircuitCodec",
+    "ChannelRanker",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
@@ -146,6 +149,15 @@ class Claim(Closed):
     check: Check | None = Field(None, description="comes with the study that tests the claim")
 
 
+class Correlation(Closed):
+    """A score and measures of likeness that are correlated over the operating points of several methods."""
+
+    benchmark: Key
+    score: Key = Field(description="a quantity")
+    measures: list[Key] = Field(min_length=1, description="quantities")
+    methods: list[Key] = Field(min_length=1, description="lossless ones left out: they have one point, far from all")
+
+
 class Figure(Closed):
     """A figure of a study: one quantity against a category, a benchmark, a parameter or another quantity."""
 
@@ -186,6 +198,7 @@ class Paper(Closed):
     claims: list[Claim] = Field(min_length=1)
     study: list[Study] = Field([], description="empty: not built yet")
     figures: list[Figure] = Field([], description="what mirrors the paper's headline figures")
+    correlations: list[Correlation] = Field([], description="for claims on every_codec, and a table")
     pending: str = Field("", description="why there is no study yet")
 
     @model_validator(mode="after")
@@ -227,7 +240,10 @@ class Asset(Closed):
     """One row of ``assets.lock.yaml``."""
 
     source: Source
-    revision: str = Field(description="package version, Debian version, generator version or hub commit")
+    revision: str = Field(
+        description="version of package, Debian package or generator; commit of a hub repository (until it is locked, "
+        "a branch or tag)"
+    )
     licence: str
     origin: str = Field(description="package, Debian package, hub repository, or the function that makes it")
     archive: LockedFile | None = Field(None, description="the wheel, sdist or .deb")
@@ -235,6 +251,13 @@ class Asset(Closed):
     params: Params = {}
     files: dict[str, LockedFile] = Field(min_length=1)
     note: str = ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether what must arrive is known to the byte; a hub row may wait for `parsimony lock` to find it out."""
+        commit = re.fullmatch(r"[0-9a-f]{40}", self.revision)
+        files = all(file.size is not None and file.sha256 for file in self.files.values())
+        return self.source != "hub" or bool(commit and files)
 
     @property
     def requires(self) -> list[str]:

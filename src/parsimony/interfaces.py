@@ -166,7 +166,7 @@ class LanguageModel(Protocol):
 class Codec(Protocol):
     """Turns samples into bytes and back, elsewhere: a decoder has the bytes and an equal codec, and nothing else.
 
-    Samples are uint8: an image [H, W] or [H, W, 3], or bytes [N].
+    Samples are uint8, an image [H, W] or [H, W, 3] or bytes [N], or int16, an audio clip [N].
 
     Attributes
     ----------
@@ -208,6 +208,55 @@ class BatchCodec(Codec, Protocol):
     def decode_batch(self, data: list[bytes]) -> list[np.ndarray]:
         """The items of streams, which may have been encoded in other batches."""
         ...
+
+
+@runtime_checkable
+class CircuitCodec(BatchCodec, Protocol):
+    """A codec on a probabilistic circuit, which can be evaluated in several modes with the same streams.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the images it takes.
+    modes : tuple of str
+        Modes of evaluation.
+    size : int
+        Edges of the circuit.
+    evaluations : int
+        Edges evaluated in its mode to code one image.
+    """
+
+    shape: tuple[int, ...]
+    modes: tuple[str, ...]
+    size: int
+    evaluations: int
+
+    def in_mode(self, mode: str) -> CircuitCodec:
+        """The same codec in another mode."""
+        ...
+
+    def in_one_stream(self) -> BatchCodec:
+        """A codec that takes several images one below the other and makes one stream of them."""
+        ...
+
+    def bits(self, xs: list[np.ndarray]) -> np.ndarray:
+        """-log2 of the probability of each image ([B] float64)."""
+        ...
+
+
+class ChannelRanker(Protocol):
+    """Says which latent channels of an image codec matter.
+
+    Attributes
+    ----------
+    original
+        The ``latent_coding.ImageCodec`` as it was trained.
+    importance
+        The ``iscs.Importance`` of its channels.
+    """
+
+    original: object
+    importance: object
 
 
 @runtime_checkable
@@ -346,6 +395,10 @@ class Workbench(Protocol):
 
     def stored(self, item: str, name: str) -> list[float] | None:
         """An output of the reference's cell on this benchmark."""
+        ...
+
+    def decode(self, point: str, streams: list[bytes]) -> tuple[list[np.ndarray], float]:
+        """What a codec at an operating point decodes in another process, and the seconds that it took there."""
         ...
 
     def rng(self, item: str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""The only place where numbers are derived from records: ratios of totals, paired bootstrap, ties, BD-rate, Pareto."""
+"""The only place where numbers are derived from records: ratios of totals, paired bootstrap, ties, Pareto, BD-rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from parsimony.errors import UserError
+from parsimony import rate_distortion
+from parsimony.channel_orders import KEPT, ORDERS
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -31,6 +32,8 @@ class Quantity:
         The same ratio of the reference, by which the first is divided (a paired speed-up).
     scale : callable, optional
         Last step, such as the exponential of a mean log-likelihood.
+    curve : str, optional
+        Quality whose curve over all points of a method is compared with the anchor's (`rate_distortion`).
     """
 
     title: str
@@ -40,6 +43,7 @@ class Quantity:
     under: str = ""
     against: tuple[str, str] | None = None
     scale: object = None
+    curve: str = ""
 
 
 QUANTITIES = {
@@ -214,6 +218,107 @@ QUANTITIES |= {
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
+QUANTITIES |= {
+    f"rank_{n}": Quantity(f"Rank correlation of {t}", "", "higher", (f"rank_{n}",)) for n, t in ORDERS.items()
+}
+QUANTITIES |= {
+    f"common_{name}": Quantity(f"Top quarter found by {title}", "", "higher", (f"common_{name}",), "top")
+    for name, title in ORDERS.items()
+}
+QUANTITIES |= {
+    f"psnr_{name}_{share}": Quantity(
+        f"PSNR with {share} % of the channels, by {title}", "dB", "higher", (f"error_{name}_{share}",), "values",
+        scale=lambda x: 10 * np.log10(255**2 / x),
+    )
+    for name, title in ORDERS.items()
+    for share in KEPT
+}  # fmt: skip
+QUANTITIES |= {
+    "top_share": Quantity("Importance in a quarter of the channels", "", "", ("top_importance",), "importance"),
+    "core_share": Quantity("Channels in the core by weights", "", "", ("core",), "channels"),
+    "dead_share": Quantity("Dead channels", "", "", ("dead",), "channels"),
+    "dead_ranked_high": Quantity("Dead channels that the score ranks high", "", "lower", ("dead_ranked_high",), "dead"),
+}
+QUANTITIES |= {
+    **{
+        f"{part}bits_per_dimension": Quantity(title, "bits", "lower", (f"{part}bits",), f"{part}values")
+        for part, title in (
+            ("", "Bits per dimension"), ("sheet_", "Bits per dimension, one sheet"),
+            ("noise_", "Bits per dimension, uniform noise"),
+        )
+    },
+    "exact_streams": Quantity("Streams that give back every value", "", "higher", ("exact_items",), "streams"),
+    "decoded_streams": Quantity("Streams that decode", "", "higher", ("decoded_items",), "streams"),
+    "bits_per_pixel": Quantity("Bits per pixel", "bits", "lower", ("bits",), "pixels"),
+    "psnr": Quantity("PSNR of RGB", "dB", "higher", ("psnr",)),
+    "ms_ssim_db": Quantity("MS-SSIM", "dB", "higher", ("ms_ssim_db",)),
+    "bd_rate_psnr": Quantity("BD-rate against JPEG, PSNR", "%", "lower", (), curve="psnr"),
+    "bd_rate_ms_ssim": Quantity("BD-rate against JPEG, MS-SSIM", "%", "lower", (), curve="ms_ssim_db"),
+    "encode_rate": Quantity("Encoding", "MB/s", "higher", ("megabytes",), "encode_seconds"),
+    "decode_rate": Quantity("Decoding", "MB/s", "higher", ("megabytes",), "decode_seconds"),
+    "codec_bytes": Quantity("Held by both sides beforehand", "bytes", "lower", ("codec_bytes",)),
+}  # fmt: skip
+QUANTITIES |= {
+    "encode_speedup": Quantity(
+        "Faster to encode than the reference", "x", "higher", ("values",), "encode_seconds",
+        against=("reference_values", "reference_encode_seconds"),
+    ),
+    "decode_speedup": Quantity(
+        "Faster to decode than the reference", "x", "higher", ("values",), "decode_seconds",
+        against=("reference_values", "reference_decode_seconds"),
+    ),
+    "rate_ratio": Quantity("Bits, of the reference's", "", "lower", ("bits",), "reference_bits"),
+    "variables": Quantity("Variables", "", "", ("variables",), "circuits"),
+    "naive_to_path": Quantity("Path evaluation faster than naive", "x", "higher", ("naive_seconds",), "path_seconds"),
+    "naive_to_once": Quantity("Evaluation once faster than naive", "x", "higher", ("naive_seconds",), "once_seconds"),
+    "naive_evaluations": Quantity("Circuits evaluated, naive", "", "lower", ("naive_evaluations",), "edges"),
+    "path_evaluations": Quantity("Circuits evaluated, by path", "", "lower", ("path_evaluations",), "edges"),
+    "once_evaluations": Quantity("Circuits evaluated, once", "", "lower", ("once_evaluations",), "edges"),
+    "code_overhead": Quantity(
+        "Code above theory, a stream an image", "", "lower", ("code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+    "one_code_overhead": Quantity(
+        "Code above theory, one stream", "", "lower", ("one_code_bits",), "ideal_bits", scale=lambda x: x - 1
+    ),
+}  # fmt: skip
+
+
+def decibels(distance):
+    """-10 log10 of a distance, at most 100 dB, so that more is more alike."""
+    return -10 * np.log10(np.maximum(distance, 1e-10))
+
+
+QUANTITIES |= {
+    "bits_per_sample": Quantity("Bits per sample", "bits", "lower", ("bits",), "clip_samples"),
+    "accuracy": Quantity("Right", "", "higher", ("right",), "labelled"),
+    "accuracy_gained": Quantity("Right, more than on originals", "", "higher", ("right_gained",), "labelled"),
+    "accuracy_jpeg_trained": Quantity("Right, trained on JPEG", "", "higher", ("right_jpeg_trained",), "labelled"),
+    "accuracy_gained_jpeg_trained": Quantity(
+        "Right, trained on JPEG, more than on originals", "", "higher", ("right_gained_jpeg_trained",), "labelled"
+    ),
+    "agreement_with_clean": Quantity("Same class as the original", "", "higher", ("agrees",)),
+    "kl_to_clean": Quantity("KL from the original", "nats", "lower", ("kl",)),
+    "character_error_rate": Quantity("Character error rate", "", "lower", ("character_edits",), "characters"),
+    "character_errors_gained": Quantity(
+        "Character errors more than on originals", "", "lower", ("character_edits_gained",), "characters"
+    ),
+    "word_errors_gained": Quantity(
+        "Word errors more than on originals", "", "lower", ("word_edits_gained",), "reference_words"
+    ),
+    "ssim": Quantity("SSIM", "", "higher", ("ssim",)),
+    "feature_similarity": Quantity("Deep similarity", "dB", "higher", ("feature_distance",), scale=decibels),
+    "control_similarity": Quantity(
+        "Similarity of random features", "dB", "higher", ("control_distance",), scale=decibels
+    ),
+    "bd_rate_features": Quantity("BD-rate against JPEG, deep similarity", "%", "lower", (), curve="feature_similarity"),
+    "snr": Quantity(
+        "Signal to noise", "dB", "higher", ("signal_energy",), "error_energy", scale=lambda x: 10 * np.log10(x)
+    ),
+    "mel_similarity": Quantity("Similarity of log-mel spectrograms", "dB", "higher", ("mel_distance",), scale=decibels),
+    "state_similarity": Quantity("Similarity of Whisper's states", "dB", "higher", ("state_distance",), scale=decibels),
+    "linear_correlation": Quantity("Pearson's correlation over operating points", "", "higher", ()),
+    "rank_correlation": Quantity("Spearman's correlation over operating points", "", "higher", ()),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 
@@ -233,7 +338,7 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         wide = sound.pivot_table(index="item", columns="metric", values="value", aggfunc="first", sort=True)
         category = sound.groupby("item")["category"].first().reindex(wide.index)
         for name, quantity in QUANTITIES.items():
-            if not _measurable(quantity, wide):
+            if not measurable(quantity, wide):
                 continue
             for kind in ["all", *sorted(category.unique())]:
                 part = wide if kind == "all" else wide[(category == kind).to_numpy()]
@@ -245,7 +350,9 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             empty = {"quantity": "", "value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "unit": ""}
             rows.append(common | {"category": kind, "status": "skipped", "reason": reason} | empty)
     columns = [*KEYS, "category", "quantity", "value", "low", "high", "n", "unit", "status", "reason"]
-    return pd.DataFrame(rows, columns=columns)
+    summary = pd.DataFrame(rows, columns=columns)
+    curves = {name: quantity.curve for name, quantity in QUANTITIES.items() if quantity.curve}
+    return pd.concat([summary, *rate_distortion.bd_rates(summary, curves)], ignore_index=True)
 
 
 def estimate(quantity: Quantity, wide: pd.DataFrame, seed: int = 0) -> tuple[float, float, float, int]:
@@ -289,7 +396,7 @@ def paired_difference(quantity: Quantity, first: pd.DataFrame, second: pd.DataFr
 
 def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 0) -> list[str]:
     """Names of the best system and of all that the paired bootstrap cannot separate from it; empty below 30 items."""
-    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if _measurable(quantity, wide)}
+    values = {name: estimate(quantity, wide, seed) for name, wide in systems.items() if measurable(quantity, wide)}
     values = {name: v for name, v in values.items() if v[3] >= ENOUGH and np.isfinite(v[0])}
     if not values or not quantity.better:
         return []
@@ -302,6 +409,14 @@ def tie_group(quantity: Quantity, systems: dict[str, pd.DataFrame], seed: int = 
             if low <= 0 <= high:
                 group.append(name)
     return group
+
+
+def resampled_values(quantity: Quantity, wide: pd.DataFrame, seed: int, resamples: int) -> np.ndarray:
+    """A quantity [1 + resamples] of all items and of items drawn with replacement, the same draws for any ``wide``."""
+    totals = wide[_columns(quantity)].to_numpy()
+    drawn, count = _resampled(totals, seed, resamples)
+    everything = totals.sum(0, keepdims=True)
+    return _ratio(quantity, np.concatenate((everything, drawn)), np.concatenate(([len(totals)], count)))
 
 
 def wide_by_system(records: pd.DataFrame, benchmark: str) -> dict[tuple[str, str, str], pd.DataFrame]:
@@ -321,49 +436,24 @@ def pareto(points: np.ndarray, higher: tuple[bool, ...]) -> np.ndarray:
     return ~(as_good & better).any(0)
 
 
-def bd_rate(rate: np.ndarray, quality: np.ndarray, other_rate: np.ndarray, other_quality: np.ndarray) -> float:
-    """Bjontegaard rate difference in percent of the second curve against the first (PCHIP).
-
-    Raises
-    ------
-    UserError
-        With fewer than four points on a curve, or qualities that do not overlap.
-    """
-    import bjontegaard
-
-    if min(len(rate), len(other_rate)) < 4:
-        raise UserError("a BD-rate needs at least four points on each curve; measure more operating points")
-    if max(min(quality), min(other_quality)) >= min(max(quality), max(other_quality)):
-        raise UserError("a BD-rate needs curves whose qualities overlap; choose operating points of like quality")
-    ascending, others = np.argsort(rate), np.argsort(other_rate)
-    return float(
-        bjontegaard.bd_rate(
-            np.asarray(rate)[ascending],
-            np.asarray(quality)[ascending],
-            np.asarray(other_rate)[others],
-            np.asarray(other_quality)[others],
-            method="pchip",
-        )
-    )
-
-
 def _columns(quantity: Quantity) -> list[str]:
     names = [*quantity.over, *((quantity.under,) if quantity.under else ()), *(quantity.against or ())]
     return list(dict.fromkeys(names))
 
 
-def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+def measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
+    """Whether a table of one row an item has all that a quantity is derived from."""
     columns = _columns(quantity)
-    if not set(columns) <= set(wide.columns):
+    if not columns or not set(columns) <= set(wide.columns):
         return False
     return not quantity.under or bool((wide[quantity.under] != 0).any())
 
 
-def _resampled(totals: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Column totals [RESAMPLES, k] of items drawn with replacement, and how many were drawn."""
+def _resampled(totals: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Column totals [resamples, k] of items drawn with replacement, and how many were drawn."""
     n = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return drawn @ totals, np.full(RESAMPLES, n)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return drawn @ totals, np.full(resamples, n)
 
 
 def _ratio(quantity: Quantity, totals: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -93,19 +93,6 @@ def test_one_changed_byte_is_found_and_mended(shop):
     assert (fetch("parcel", lock, resources) / "data.txt").read_bytes() == TEXT
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "model.pkl", "modeling.py"])
-def test_pickles_and_code_from_the_hub_are_refused_by_name(tmp_path, name):
-    changes = {"source": "hub", "origin": "someone/model", "revision": "a" * 40, "licence": "x", "files": {name: {}}}
-    with pytest.raises(UserError, match=f"{name} is refused"):
-        fetch("m", {"m": Asset.model_validate(changes)}, tmp_path)
-
-
-def test_a_moving_hub_revision_is_refused(tmp_path):
-    changes = {"source": "hub", "origin": "a/b", "revision": "main", "licence": "x", "files": {"config.json": {}}}
-    with pytest.raises(UserError, match="commit of 40 hexadecimal digits"):
-        fetch("m", {"m": Asset.model_validate(changes)}, tmp_path)
-
-
 def test_a_debian_file_that_is_not_served_is_a_reason_not_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.shutil, "which", lambda tool: None)
     changes = {"source": "debian", "origin": "handbook", "revision": "1", "licence": "x", "files": {"a.html": {}}}

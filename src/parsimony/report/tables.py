@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from parsimony.report import rate_distortion
 from parsimony.report.style import words
 from parsimony.stats import ENOUGH, KEYS, QUANTITIES, tie_group, wide_by_system
 
 BY_CATEGORY = (
     "mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate",
-    "task_score", "ideal_gap",
+    "task_score", "ideal_gap", "bits_per_dimension",
 )  # fmt: skip
 LEVELS = (0.9, 0.8, 0.7, 0.6)
 """Scores at which ParallelBench states the parallelism that a strategy affords (PB90 to PB60)."""
@@ -46,6 +47,8 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         if (afforded := parallelism(mine))[1]:
             title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
             made.append(_write(out / f"{benchmark}_parallelism", *afforded, [], f"{title} {about}"))
+        if (differences := rate_distortion.table(mine))[1]:
+            made.append(_write(out / f"{benchmark}_bd_rate", *differences, [rate_distortion.NOTE], about))
         head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
         if len(head) > 2:
             made.append(_write(out / benchmark, head, rows, notes, f"{about} {_interval_note(mine)}"))
@@ -55,6 +58,22 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
                 title = QUANTITIES[quantity].title
                 made.append(_write(out / f"{benchmark}_{quantity}", head, rows, notes, f"{title} by category. {about}"))
     return made
+
+
+def write_correlations(related: pd.DataFrame, out: Path, context: dict) -> None:
+    """Write how scores go with measures of likeness (`correlations.correlations`), a row a measure, if any do."""
+    if related.empty:
+        return
+    wide = related.set_index(["benchmark", "category", "point", "quantity"])
+    head = ["benchmark", "score", "measure", "Pearson", "Spearman", "operating points"]
+    rows = []
+    for benchmark, score, measure in wide.index.droplevel("quantity").drop_duplicates():
+        both = [wide.loc[(benchmark, score, measure, name)] for name in ("linear_correlation", "rank_correlation")]
+        values = [_value(row.name[-1], row) for row in both]
+        rows.append([words(benchmark), words(score), words(measure), *values, str(both[0]["n"])])
+    title = "Correlation of scores with measures of likeness over the operating points of several codecs."
+    _write(out / "correlations", head, rows, [], f"{title} Brackets: 95 % interval, bootstrap over items. "
+           f"{context['conditions']['all']}")  # fmt: skip
 
 
 def where_it_pays(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -150,6 +169,7 @@ def _overview(summary, systems, columns):
     """One row a method and point, one column a quantity; the best and its ties are bold where a test separates them."""
     pooled = summary[(summary["category"] == "all") & summary["value"].notna()]
     wanted = headline(pooled, columns)
+    pooled = pooled[pooled["quantity"].isin(wanted)]
     best = {q: tie_group(QUANTITIES[q], systems) if len(systems) > 1 else [] for q in wanted}
     head = ["method", "point", *(QUANTITIES[q].title for q in wanted)]
     rows = []
