@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,23 @@ def project(root, tiny_folder, tmp_path):
     from project import Project
 
     return Project(tmp_path, root, tiny_folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one mebibyte, and a function that gives it more of them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a full disk is made with `mount -t tmpfs`, which is not permitted here")
+    yield disk, lambda size=16: subprocess.run(["mount", "-o", f"remount,size={size}m", str(disk)], check=True)
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node."""
+    from one_node_slurm import started
+
+    yield from started(tmp_path_factory.mktemp("slurm"))

@@ -170,7 +170,12 @@ def test_curves_are_compared_with_the_anchor_in_table_and_figure(tmp_path):
     found = summary[summary["quantity"] == "bd_rate_psnr"].set_index("method")["value"]
     assert found.to_dict() == pytest.approx({"webp": -50, "avif": 100})
     context = {"methods": {key: ["avif", "jpeg", "webp"] for key in ("avif", "jpeg", "webp")}, "references": set()}
-    context |= {"titles": {}, "columns": {"photographs": ["bits_per_pixel", "psnr"]}, "conditions": "", "papers": {}}
+    context |= {
+        "titles": {},
+        "columns": {"photographs": ["bits_per_pixel", "psnr"]},
+        "conditions": {"all": "", "photographs": ""},
+        "papers": {},
+    }
     made = tables.write_tables(summary, frame, tmp_path, context)
     text = next(path for path in made if path.stem == "photographs_bd_rate").with_suffix(".md").read_text()
     assert "| webp | 5 | -50.0 % [28.0, 40.0 dB] | -50.0 % [14.0, 20.0 dB] |" in text and "PCHIP" in text
