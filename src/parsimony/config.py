@@ -34,6 +34,7 @@ Interface = Literal[
     "CacheEditor",
     "Codec",
     "BatchCodec",
+    "SampleCoder",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str

@@ -214,6 +214,14 @@ QUANTITIES |= {
     "same_line": Quantity("Same next line as a context run anew", "", "higher", ("same_line",)),
     "edit_seconds": Quantity("Updating an edited context", "s", "lower", ("edit_seconds",), "edited"),
 }
+QUANTITIES |= {
+    "sample_shift": Quantity("Shift of samples towards the prior", "std", "lower", ("shift",), "values"),
+    "sample_spread": Quantity("Mean square of samples about the mean, of its variance", "", "", ("squares",), "values"),
+    "bits_over_divergence": Quantity("Bits a sample beyond its divergence", "bits", "lower", ("bits_beyond",), "draws"),
+    "index_over_divergence": Quantity(
+        "Logarithm of a sample's number less its divergence", "bits", "lower", ("index_beyond",), "draws"
+    ),
+}
 KEYS = ["model", "benchmark", "method", "point"]
 
 
