@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from parsimony import provenance, records
 from parsimony.assets import Unavailable, load_path
+from parsimony.elsewhere import Elsewhere
 from parsimony.errors import UserError
 from parsimony.instantiate import instantiate, locate
 from parsimony.interfaces import Inputs, Item, Outcome, Stateful
@@ -80,6 +82,12 @@ def _measure(plan, cell, places, paths, benchmark, items, journal) -> list[dict]
     if len(shards) == len(items):
         return shards
     bench = Bench(plan, cell, places, paths)
+    with contextlib.closing(bench.elsewhere):
+        return _go_on(cell, benchmark, items, journal, bench, shards)
+
+
+def _go_on(cell, benchmark, items, journal, bench, shards) -> list[dict]:
+    """Measure from where the ``shards`` of an earlier try end."""
     if shards and shards[-1]["learns"]:
         state = journal.state(len(shards) - 1)
         if state is None:
@@ -125,6 +133,21 @@ class Bench:
         self.model = cache(self._model)
         self._build = cache(self._build_system)
         self._built: dict[str, object] = {}
+        codecs = {point: self._codec(point) for point in self.points if "Codec" in self.method.implements}
+        self.elsewhere = Elsewhere(codecs, threads=torch.get_num_threads())
+
+    def decode(self, point: str, streams: list[bytes]):
+        return self.elsewhere.decode(point, streams)
+
+    def _codec(self, point: str) -> dict:
+        """All that another process needs to build the method at a point."""
+        params = self.method.params | self.method.points[point]
+        assets = {field: str(folder) for field, folder in self._folders(self.method).items()}
+        return {"target": self.method.target, "params": params, "assets": assets}
+
+    def _folders(self, method) -> dict[str, Path]:
+        """Folders of the assets of a method for the cell's model, by field."""
+        return {field: self.paths[key] for field, key in method.assets.get(self.cell.model, {}).items()}
 
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
@@ -151,10 +174,9 @@ class Bench:
 
     def _build_system(self, method: str, point: str, dtype: str):
         config = self.plan.methods[method]
-        assets = {name: self.paths[key] for name, key in config.assets.get(self.cell.model, {}).items()}
         uses = {used: self.records[used] for used in config.uses if used in self.records}
         built = instantiate(config.target, config.params | config.points[point])
-        return built.build(self.model(dtype), Inputs(assets, uses))
+        return built.build(self.model(dtype), Inputs(self._folders(config), uses))
 
     def stored(self, item: str, name: str) -> list[float]:
         if (item, name) not in self._stored:

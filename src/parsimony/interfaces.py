@@ -365,6 +365,10 @@ class Workbench(Protocol):
         """An output of the reference's cell on this benchmark."""
         ...
 
+    def decode(self, point: str, streams: list[bytes]) -> tuple[list[np.ndarray], float]:
+        """What a codec at an operating point decodes in another process, and the seconds that it took there."""
+        ...
+
     def rng(self, item: str) -> np.random.Generator:
         """A generator seeded by suite and item, the same for every method and point."""
         ...

@@ -1,4 +1,4 @@
-"""The only place where numbers are derived from records: ratios of totals, paired bootstrap, ties, BD-rate, Pareto."""
+"""The only place where numbers are derived from records: ratios of totals, paired bootstrap, ties, Pareto, BD-rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from parsimony.errors import UserError
+from parsimony import rate_distortion
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -31,6 +31,8 @@ class Quantity:
         The same ratio of the reference, by which the first is divided (a paired speed-up).
     scale : callable, optional
         Last step, such as the exponential of a mean log-likelihood.
+    curve : str, optional
+        Quality whose curve over all points of a method is compared with the anchor's (`rate_distortion`).
     """
 
     title: str
@@ -40,6 +42,7 @@ class Quantity:
     under: str = ""
     against: tuple[str, str] | None = None
     scale: object = None
+    curve: str = ""
 
 
 QUANTITIES = {
@@ -222,6 +225,25 @@ QUANTITIES |= {
         "Logarithm of a sample's number less its divergence", "bits", "lower", ("index_beyond",), "draws"
     ),
 }
+QUANTITIES |= {
+    **{
+        f"{part}bits_per_dimension": Quantity(title, "bits", "lower", (f"{part}bits",), f"{part}values")
+        for part, title in (
+            ("", "Bits per dimension"), ("sheet_", "Bits per dimension, one sheet"),
+            ("noise_", "Bits per dimension, uniform noise"),
+        )
+    },
+    "exact_streams": Quantity("Streams that give back every value", "", "higher", ("exact_items",), "streams"),
+    "decoded_streams": Quantity("Streams that decode", "", "higher", ("decoded_items",), "streams"),
+    "bits_per_pixel": Quantity("Bits per pixel", "bits", "lower", ("bits",), "pixels"),
+    "psnr": Quantity("PSNR of RGB", "dB", "higher", ("psnr",)),
+    "ms_ssim_db": Quantity("MS-SSIM", "dB", "higher", ("ms_ssim_db",)),
+    "bd_rate_psnr": Quantity("BD-rate against JPEG, PSNR", "%", "lower", (), curve="psnr"),
+    "bd_rate_ms_ssim": Quantity("BD-rate against JPEG, MS-SSIM", "%", "lower", (), curve="ms_ssim_db"),
+    "encode_rate": Quantity("Encoding", "MB/s", "higher", ("megabytes",), "encode_seconds"),
+    "decode_rate": Quantity("Decoding", "MB/s", "higher", ("megabytes",), "decode_seconds"),
+    "codec_bytes": Quantity("Held by both sides beforehand", "bytes", "lower", ("codec_bytes",)),
+}  # fmt: skip
 KEYS = ["model", "benchmark", "method", "point"]
 
 
@@ -253,7 +275,9 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             empty = {"quantity": "", "value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "unit": ""}
             rows.append(common | {"category": kind, "status": "skipped", "reason": reason} | empty)
     columns = [*KEYS, "category", "quantity", "value", "low", "high", "n", "unit", "status", "reason"]
-    return pd.DataFrame(rows, columns=columns)
+    summary = pd.DataFrame(rows, columns=columns)
+    curves = {name: quantity.curve for name, quantity in QUANTITIES.items() if quantity.curve}
+    return pd.concat([summary, *rate_distortion.bd_rates(summary, curves)], ignore_index=True)
 
 
 def estimate(quantity: Quantity, wide: pd.DataFrame, seed: int = 0) -> tuple[float, float, float, int]:
@@ -329,32 +353,6 @@ def pareto(points: np.ndarray, higher: tuple[bool, ...]) -> np.ndarray:
     return ~(as_good & better).any(0)
 
 
-def bd_rate(rate: np.ndarray, quality: np.ndarray, other_rate: np.ndarray, other_quality: np.ndarray) -> float:
-    """Bjontegaard rate difference in percent of the second curve against the first (PCHIP).
-
-    Raises
-    ------
-    UserError
-        With fewer than four points on a curve, or qualities that do not overlap.
-    """
-    import bjontegaard
-
-    if min(len(rate), len(other_rate)) < 4:
-        raise UserError("a BD-rate needs at least four points on each curve; measure more operating points")
-    if max(min(quality), min(other_quality)) >= min(max(quality), max(other_quality)):
-        raise UserError("a BD-rate needs curves whose qualities overlap; choose operating points of like quality")
-    ascending, others = np.argsort(rate), np.argsort(other_rate)
-    return float(
-        bjontegaard.bd_rate(
-            np.asarray(rate)[ascending],
-            np.asarray(quality)[ascending],
-            np.asarray(other_rate)[others],
-            np.asarray(other_quality)[others],
-            method="pchip",
-        )
-    )
-
-
 def _columns(quantity: Quantity) -> list[str]:
     names = [*quantity.over, *((quantity.under,) if quantity.under else ()), *(quantity.against or ())]
     return list(dict.fromkeys(names))
@@ -362,7 +360,7 @@ def _columns(quantity: Quantity) -> list[str]:
 
 def _measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
     columns = _columns(quantity)
-    if not set(columns) <= set(wide.columns):
+    if quantity.curve or not set(columns) <= set(wide.columns):
         return False
     return not quantity.under or bool((wide[quantity.under] != 0).any())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from parsimony import claims, stats
+from parsimony import claims, rate_distortion
 from parsimony.config import Check, Paper
 from parsimony.errors import UserError
 from parsimony.stats import QUANTITIES, estimate, paired_difference, pareto, summarise, tie_group
@@ -60,11 +60,11 @@ def test_pareto_front():
 
 def test_bd_rate_of_half_the_rate_is_minus_fifty_percent():
     rate, quality = np.array([1.0, 2, 4, 8]), np.array([30.0, 33, 36, 39])
-    assert stats.bd_rate(rate, quality, rate / 2, quality) == pytest.approx(-50, abs=0.1)
+    assert rate_distortion.bd_rate(rate, quality, rate / 2, quality) == pytest.approx(-50, abs=0.1)
     with pytest.raises(UserError, match="four points"):
-        stats.bd_rate(rate[:3], quality[:3], rate, quality)
+        rate_distortion.bd_rate(rate[:3], quality[:3], rate, quality)
     with pytest.raises(UserError, match="overlap"):
-        stats.bd_rate(rate, quality, rate, quality + 50)
+        rate_distortion.bd_rate(rate, quality, rate, quality + 50)
 
 
 def records(values):

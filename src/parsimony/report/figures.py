@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from parsimony.rate_distortion import RATE
+from parsimony.report import rate_distortion
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
 from parsimony.stats import QUANTITIES, pareto
 
@@ -44,6 +46,8 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
             for quantity in PER_CATEGORY:
                 made += _categories(mine, benchmark, quantity, out, context)
             made += _pareto(mine, benchmark, out, context)
+            if (drawn := rate_distortion.draw(mine, context)) is not None:
+                made.append(_save(*drawn, out / f"{benchmark}_rate_distortion"))
             made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
         made += _latency(records[records["benchmark"] == "latency"], out)
         made += _of_papers(summary, records, out, context)
@@ -200,7 +204,7 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
         part, style = part.sort_values("x"), look(method, context["methods"][method], context["references"])
         label = f"{words(method)}, {words(benchmark)}" if several else words(method)
         dash = DASHES[sorted(data["benchmark"].unique()).index(benchmark) % len(DASHES)]
-        line = {"linestyle": dash if kind == "param" else "none", "linewidth": 1}
+        line = {"linestyle": dash if kind == "param" or name == RATE else "none", "linewidth": 1}
         axes.plot(part["x"], part["value"], label=label, **style | line)
         axes.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=0.7)
     if wanted.quantity in ONE:

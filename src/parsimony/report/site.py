@@ -53,7 +53,7 @@ def _board(summary: pd.DataFrame, benchmark: str, context: dict) -> dict:
     mine = summary[summary["benchmark"] == benchmark]
     pooled = mine[(mine["category"] == "all") & mine["value"].notna()]
     wanted = headline(pooled, context["columns"].get(benchmark))
-    rows = []
+    pooled, rows = pooled[pooled["quantity"].isin(wanted)], []
     for (model, method, point), part in pooled.groupby(["model", "method", "point"]):
         at = part.set_index("quantity")
         cells = [_cell(quantity, at.loc[quantity]) if quantity in at.index else None for quantity in wanted]
@@ -88,12 +88,19 @@ PLOTS = (
         "Score against tokens a step",
         {"x": "tokens a step", "y": "score", "rule": None},
     ),
+    (
+        "bits_per_pixel",
+        "psnr",
+        "PSNR against bits per pixel",
+        {"x": "bits per pixel", "y": "PSNR of RGB (dB)", "rule": None},
+    ),
 )
 """Two quantities, a title, and the axes of a plot of a benchmark's operating points."""
 
 
 def _plots(summary: pd.DataFrame, records: pd.DataFrame, context: dict) -> list[dict]:
-    """Data of the zoomable plots: speed-up against accepted tokens, score against tokens a step, the latency curve."""
+    """Data of the zoomable plots: speed-up against accepted tokens, score against tokens a step, PSNR against bits,
+    the latency curve."""
     plots = []
     for benchmark in sorted(summary["benchmark"].unique()):
         pooled = summary[(summary["benchmark"] == benchmark) & (summary["category"] == "all")]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from parsimony.report import rate_distortion
 from parsimony.report.style import words
 from parsimony.stats import ENOUGH, KEYS, QUANTITIES, tie_group, wide_by_system
 
 BY_CATEGORY = (
     "mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate",
-    "task_score", "ideal_gap",
+    "task_score", "ideal_gap", "bits_per_dimension",
 )  # fmt: skip
 LEVELS = (0.9, 0.8, 0.7, 0.6)
 """Scores at which ParallelBench states the parallelism that a strategy affords (PB90 to PB60)."""
@@ -45,6 +46,8 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         if (afforded := parallelism(mine))[1]:
             title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
             made.append(_write(out / f"{benchmark}_parallelism", *afforded, [], f"{title} {about}"))
+        if (differences := rate_distortion.table(mine))[1]:
+            made.append(_write(out / f"{benchmark}_bd_rate", *differences, [rate_distortion.NOTE], about))
         head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
         if len(head) > 2:
             made.append(_write(out / benchmark, head, rows, notes, f"{about} {_interval_note(mine)}"))
@@ -149,6 +152,7 @@ def _overview(summary, systems, columns):
     """One row a method and point, one column a quantity; the best and its ties are bold where a test separates them."""
     pooled = summary[(summary["category"] == "all") & summary["value"].notna()]
     wanted = headline(pooled, columns)
+    pooled = pooled[pooled["quantity"].isin(wanted)]
     best = {q: tie_group(QUANTITIES[q], systems) if len(systems) > 1 else [] for q in wanted}
     head = ["method", "point", *(QUANTITIES[q].title for q in wanted)]
     rows = []
