@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from parsimony import records
+
 WORDS = "A baker sells {} loaves and {} rolls a day. How many pieces does the bakery sell in {} days?"
 
 
@@ -81,6 +83,10 @@ class Project:
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=300)
         return process.returncode, output
+
+    def records(self, cell: str):
+        """Records of a measured cell."""
+        return records.read(self.folder / "results" / "tiny" / "cells" / f"{cell}.parquet")[0]
 
     def snakemake(self, *arguments: str) -> str:
         """Output of a snakemake run that succeeds."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from parsimony import provenance, records
 from parsimony.assets import Unavailable, load_path
+from parsimony.config import nearest
 from parsimony.elsewhere import Elsewhere
 from parsimony.errors import UserError
 from parsimony.instantiate import instantiate, locate
@@ -64,9 +65,8 @@ def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
         items = benchmark.items(paths, plan.suite.seed)
         if len({item.id for item in items}) < len(items):
             raise ValueError(f"benchmark {cell.benchmark!r} repeats item ids")
-        skipped, module = benchmark.skipped(missing), plan.methods[cell.method].module
-        if module and not find_spec(module):
-            reason = f"Python module {module!r} is not installed; `make oracles` installs it"
+        skipped = benchmark.skipped(missing)
+        if reason := _without_module(plan, cell):
             skipped, items = skipped | {item.category: reason for item in items}, []
         if not items and not skipped:
             raise UserError(f"benchmark {cell.benchmark!r} has no items in suite {plan.name!r}; raise its 'items'")
@@ -74,6 +74,45 @@ def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
         shards = _measure(plan, cell, places, paths, benchmark, items, journal)
         _publish(plan, cell, places, benchmark, items, shards, skipped)
         journal.remove()
+
+
+def measure_item(plan: Plan, cell_id: str, item_id: str, places: Places) -> Outcome:
+    """Measure one item as the cell's job would, and record nothing.
+
+    Where systems learn from item to item, or the clock decides, the items before it (or itself) come first.
+
+    Raises
+    ------
+    UserError
+        For an item that the cell does not have, a needed cell or module that is missing, and a damaged asset.
+    """
+    cell = plan.cell(cell_id)
+    if absent := [need for need in cell.needs if not places.records(need).exists()]:
+        raise UserError(f"cell {cell_id!r} compares with cell {absent[0]!r}, which is not measured; run it first")
+    paths, _ = _assets(plan, cell, places)
+    benchmark = instantiate(plan.benchmarks[cell.benchmark].target, plan.params(cell.benchmark))
+    items = benchmark.items(paths, plan.suite.seed)
+    ids = [item.id for item in items]
+    if item_id not in ids:
+        raise UserError(f"cell {cell_id!r} has no item {item_id!r}{nearest(item_id, ids)}")
+    if reason := _without_module(plan, cell):
+        raise UserError(f"cell {cell_id!r} cannot run: {reason}")
+    bench, at = Bench(plan, cell, places, paths), ids.index(item_id)
+    outcome = benchmark.measure(items[at], bench)
+    if bench.state() or benchmark.timed:
+        before = items[:at] if bench.state() else []
+        bench.restore({})
+        for item in before:
+            benchmark.measure(item, bench)
+        outcome = benchmark.measure(items[at], bench)
+    return outcome
+
+
+def _without_module(plan: Plan, cell: Cell) -> str:
+    """Why the cell's method cannot be run with what is installed; "" if it can."""
+    module = plan.methods[cell.method].module
+    missing = module and not find_spec(module)
+    return f"Python module {module!r} is not installed; `make oracles` installs it" if missing else ""
 
 
 def _measure(plan, cell, places, paths, benchmark, items, journal) -> list[dict]:

@@ -73,11 +73,39 @@ def cell_command(options) -> None:
 
 
 def run_command(options) -> int:
+    return _snakemake(options, options.targets)
+
+
+def reproduce_command(options) -> int:
+    from parsimony.plan import make_plan
+    from parsimony.report import evaluate
+    from parsimony.report.ledger import ledger_markdown
+
+    options.overrides = ["suite=local", *options.overrides]
+    plan = make_plan(options.overrides)
+    cells = plan.cells_of(options.paper)
+    status = _snakemake(options, [str(_places(plan).records(cell).relative_to(plan.root)) for cell in cells])
+    if not options.dry_run:
+        _, ledger, _ = evaluate(options.overrides)
+        print(ledger_markdown([row for row in ledger if row["paper"] == options.paper]))
+    return status
+
+
+def debug_command(options) -> None:
+    from parsimony.plan import make_plan
+    from parsimony.reproducer import cut
+
+    plan = make_plan(options.overrides)
+    folder = cut(plan, options.cell, options.item, _places(plan), options.overrides, plan.root / options.out)
+    print(f"{folder}: `python reproduce.py` in it measures item {options.item!r} again, and needs nothing outside")
+
+
+def _snakemake(options, targets: list[str]) -> int:
     from parsimony.plan import find_root
 
     root = find_root()
     command = [sys.executable, "-m", "snakemake", "--cores", str(options.cores or "all"), "--directory", str(root)]
-    command += ["--snakefile", str(root / "Snakefile")] + options.targets
+    command += ["--snakefile", str(root / "Snakefile")] + targets
     suites = [o.partition("=")[2] for o in options.overrides if o.startswith("suite=")]
     others = [o for o in options.overrides if not o.startswith("suite=")]
     config = [f"suite={suite}" for suite in suites[-1:]] + ([f"set={' '.join(others)}"] if others else [])
@@ -180,8 +208,12 @@ def _parser() -> argparse.ArgumentParser:
 
     take_overrides(add("plan", plan_command, "list the cells and assets of a suite", formats=True))
     run = add("run", run_command, "measure a suite and write its report (a short form of snakemake)")
-    run.add_argument("--cores", type=int, help="all if not given")
-    run.add_argument("--dry-run", "-n", action="store_true", help="show what would be done")
+    reproduce = add("reproduce", reproduce_command, "measure one paper's study and print its rows of the ledger")
+    reproduce.add_argument("paper")
+    for command in (run, reproduce):
+        command.add_argument("--cores", type=int, help="all if not given")
+        command.add_argument("--dry-run", "-n", action="store_true", help="show what would be done")
+    take_overrides(reproduce)
     run.add_argument("--target", dest="targets", action="append", default=[], help="a rule or file")
     take_overrides(run)
     take_overrides(add("claims", claims_command, "the ledger: each published claim with its verdict", formats=True))
@@ -198,6 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     cell = add("cell", cell_command, "measure one cell (goes on where an earlier try stopped)")
     cell.add_argument("cell")
     take_overrides(cell)
+    debug = add("debug", debug_command, "cut out of a cell what measures one of its items again, on any machine")
+    debug.add_argument("cell")
+    debug.add_argument("item")
+    debug.add_argument("--out", default="debug", help="folder to put it in")
+    take_overrides(debug)
     bench = add(
         "bench",
         bench_command,

@@ -90,6 +90,16 @@ class Plan:
             raise UserError(f"suite {self.name!r} has no cell {cell_id!r}{nearest(cell_id, self.cells)}")
         return self.cells[cell_id]
 
+    def cells_of(self, paper: str) -> list[str]:
+        """Cells that a paper's study asks for, or one sentence that says why there are none."""
+        if paper not in self.papers:
+            known = read_papers(self.root)
+            if paper not in known:
+                raise UserError(f"no paper {paper!r} in configs/paper{nearest(paper, known)}")
+            reason = known[paper].pending or f"suite {self.name!r} does not name it; choose a suite that does"
+            raise UserError(f"paper {paper!r} has no study to run: {reason}")
+        return [key for key, cell in self.cells.items() if paper in cell.papers]
+
     def peer(self, method: str, benchmark: str) -> str | None:
         """The method that is timed beside another on a benchmark of this suite, if any."""
         allowed = self.suite.peers is None or benchmark in self.suite.peers
