@@ -9,7 +9,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "pillow", "imagecodecs", "constriction")
 
 
 def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
@@ -32,7 +32,9 @@ def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
         "dtype": dtype,
         "batch": 1,
         "determinism": "seeded" if timed else "bit-equal rerun",
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {
+            name: metadata.version(name) for name in LIBRARIES if next(metadata.Distribution.discover(name=name), 0)
+        },
         "python": platform.python_version(),
         "system": platform.system(),
     }
