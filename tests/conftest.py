@@ -130,7 +130,7 @@ def tiny_image(tmp_path_factory) -> MaskedImage:
     return MaskedImage.load(folder, "float32")
 
 
-def write_tiny_prior(path: Path, levels: int, mapped: bool = True, bits: int = 6, steps: int = 30) -> Path:
+def write_tiny_prior(path: Path, levels: int, mapped: bool = True, bits: int = 6) -> Path:
     """A random prior of RECOMBINER over patches of 16 pixels, a dozen latents a block."""
     torch.manual_seed(0)
     layout = Layout(fourier=4, channels=2, latent=2, up=2, hidden=4, layers=1)
@@ -141,7 +141,7 @@ def write_tiny_prior(path: Path, levels: int, mapped: bool = True, bits: int = 6
         mean = 0.1 * torch.randn(layout.weights if level else layout.total)
         block = torch.arange(len(mean)) % (len(mean) // 12)
         parted.append(Level(mean, torch.full_like(mean, 0.1), torch.full_like(mean, 0.05), block))
-    Prior(layout, network, parted, bits, 0.02, steps).save(path)
+    Prior(layout, network, parted, bits, 0.02).save(path)
     return path
 
 

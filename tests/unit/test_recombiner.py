@@ -19,7 +19,7 @@ from parsimony.models import exact
 from parsimony.models.bayesian_inr import Layout, Network, Prior, colours, image_of, patches_of
 from parsimony.recipes.recombiner_prior import Learner, blocks, pieces
 
-SETTINGS = Settings(fine_tune=4, samples=2, step=5e-3, seed=0)
+SETTINGS = Settings(updates=30, fine_tune=4, samples=2, step=5e-3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,10 @@ def test_cut_streams_and_other_arrays_are_refused(codec):
 
 
 def test_a_point_is_built_from_its_prior(folder):
-    built = Recombiner(rate="levels_1", fine_tune=4, samples=2, step=5e-3).build(None, Inputs({"priors": folder}))
+    built = Recombiner("levels_1", 30, 4, 2, 5e-3).build(None, Inputs({"priors": folder}))
     assert isinstance(built, Codec) and built.model_bytes == (folder / "levels_1.safetensors").stat().st_size
     with pytest.raises(UserError, match="no prior 'levels_2' .* there are: levels_1, levels_3"):
-        Recombiner("levels_2", 4, 2, 5e-3).build(None, Inputs({"priors": folder}))
+        Recombiner("levels_2", 30, 4, 2, 5e-3).build(None, Inputs({"priors": folder}))
 
 
 def test_rows_mix_patches_and_come_apart_again():
@@ -167,9 +167,9 @@ def test_rows_mix_patches_and_come_apart_again():
 def test_blocks_near_their_bits_and_fit_again_to_what_was_drawn(folder):
     """More weight on blocks that are too dear brings them to their bits; with more updates the sample costs less."""
     prior = Prior.load(folder / "levels_1.safetensors")
-    prior.steps, gaps = 150, []
+    gaps = []
     for fine_tune in (0, 50):
-        encoder = Encoder(prior, picture(16, 32), Settings(fine_tune, 2, 5e-3, 0))
+        encoder = Encoder(prior, picture(16, 32), Settings(150, fine_tune, 2, 5e-3, 0))
         facts = encoder.run()
         assert len(facts.block_bits) == sum(each.size for each in encoder.indices)
         assert all((each >= 0).all() and (each < 64).all() for each in encoder.indices)
@@ -227,5 +227,5 @@ def test_learning_moves_the_prior_to_its_posteriors_and_the_rate_to_its_target()
     for (mean, std), means, stds in zip(learner.prior, learner.posterior.means, learner.posterior.stds(), strict=True):
         torch.testing.assert_close(mean, means.mean(0))
         torch.testing.assert_close(std**2, (stds**2).mean(0) + means.var(0, correction=0))
-    result = learner.result(8, 10)
+    result = learner.result(8)
     assert [len(level.block) for level in result.levels] == [layout.total, layout.weights, layout.weights]

@@ -5,7 +5,9 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import kstest
 
+from parsimony.benchmarks.sample_coding import SampleCoding, gaussian
 from parsimony.methods.image import relative_entropy_coding as rec
+from parsimony.methods.image.a_star_coding import AStarCoding
 
 ONE = np.ones(1)
 
@@ -58,7 +60,7 @@ def test_ending_early_changes_no_index(monkeypatch):
 def test_the_largest_ratio_is_the_supremum():
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=3), rng.uniform(0.1, 0.9, 3)
-    z = np.stack(np.meshgrid(*[np.linspace(-8, 8, 161)] * 3), -1).reshape(-1, 3)
+    z = np.stack(np.meshgrid(*[np.linspace(-5, 5, 61)] * 3), -1).reshape(-1, 3)
     ratio = (-np.log(std) - 0.5 * ((z - mean) / std) ** 2 + 0.5 * z**2).sum(1).max()
     bound = rec.largest_ratio(mean, std, np.zeros(3), np.ones(3))
     assert ratio <= bound < ratio + 0.2
@@ -77,3 +79,36 @@ def test_samples_are_those_of_q_with_candidates_to_spare_and_biased_without(bits
         pvalues[spare], errors[spare] = kstest(scaled, "norm").pvalue, abs(scaled.mean()) + abs(scaled.std() - 1)
     assert pvalues[5] > 1e-3 and errors[5] < 0.12
     assert pvalues[0] < 1e-3 and errors[0] > 2 * errors[5]
+
+
+def test_the_benchmark_sees_samples_that_are_too_near_the_prior():
+    """With no candidate to spare they are; with 2^5 times as many they lie, and spread, as they should."""
+    benchmark = SampleCoding(False, items=1, draws=150, bits=[4], dimensions=[1, 6])
+    items = benchmark.items({}, 0)
+    assert [(item.id, item.category) for item in items] == [("d1_4_bits_00", "4_bits"), ("d6_4_bits_00", "4_bits_in_6")]
+
+    class Desk:
+        points = ("none", "five")
+
+        def system(self, point, dtype):
+            return AStarCoding(spare=5 if point == "five" else 0)
+
+        def rng(self, item):
+            return np.random.default_rng(len(item))
+
+    for item in items:
+        found = {(point, metric): value for point, metric, value, _ in benchmark.measure(item, Desk()).numbers}
+        for point, spare in (("none", 0), ("five", 5)):
+            assert found[point, "bits_beyond"] == 150 * spare and found[point, "index_beyond"] < 150 * spare
+        values = found["five", "values"]
+        assert values == 150 * (1 if item.id.startswith("d1") else 6)
+        assert abs(found["five", "shift"]) / values < 0.2 and abs(found["five", "squares"] / values - 1) < 0.3
+        assert found["none", "shift"] > max(abs(found["five", "shift"]), 0.1 * values)
+
+
+@pytest.mark.parametrize(("bits", "d"), [(3, 1), (8, 1), (3, 16), (8, 16)])
+def test_gaussians_have_the_divergence_that_is_asked_for(bits, d):
+    mean, std = gaussian(bits, d, np.random.default_rng(0))
+    shares = rec.divergence(mean, std, np.zeros(d), np.ones(d))
+    np.testing.assert_allclose(shares, bits / d, rtol=1e-9)
+    assert (mean > 0).all() and (std < 1).all()

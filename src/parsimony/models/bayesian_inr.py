@@ -241,8 +241,6 @@ class Prior:
         Bits a block.
     beta : float
         Weight of the KL divergence (in bits) at the end of learning: where an encoder begins.
-    steps : int
-        Updates of an encoder before it codes the first block.
     nbytes : int
         Size of the file.
     """
@@ -252,7 +250,6 @@ class Prior:
     levels: list[Level]
     bits: int
     beta: float
-    steps: int
     nbytes: int = 0
 
     def save(self, path: Path) -> None:
@@ -261,7 +258,7 @@ class Prior:
         for n, level in enumerate(self.levels):
             tensors |= {f"level.{n}.{name}": tensor for name, tensor in vars(level).items()}
             tensors[f"level.{n}.block"] = level.block.short()
-        facts = {name: getattr(self, name) for name in ("bits", "beta", "steps")} | {"layout": asdict(self.layout)}
+        facts = {name: getattr(self, name) for name in ("bits", "beta")} | {"layout": asdict(self.layout)}
         save_file(tensors, path, {"prior": json.dumps(facts)})
 
     @classmethod

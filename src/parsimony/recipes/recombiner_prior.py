@@ -75,12 +75,12 @@ class Learner:
         return spent
 
     @torch.no_grad()
-    def result(self, bits: int, steps: int) -> Prior:
+    def result(self, bits: int) -> Prior:
         """What is shared at this rate, with the latents of each level parted into blocks."""
         levels = []
         for std, (mean, wide), spent in zip(self.posterior.stds(), self.prior, self.divergences(), strict=True):
             levels.append(Level(mean.clone(), wide.clone(), std.mean(0), blocks(spent.mean(0).numpy(), bits)))
-        return Prior(self.layout, self.network, levels, bits, self.beta, steps)
+        return Prior(self.layout, self.network, levels, bits, self.beta)
 
 
 def blocks(spent: np.ndarray, bits: int) -> Tensor:
@@ -104,7 +104,7 @@ def pieces(squares: np.ndarray, count: int, side: int, seed: int) -> np.ndarray:
 def learn(
     out: Path, inputs: dict[str, Path], data: list[str], patch: int, fourier: int, channels: int, latent: int, up: int,
     hidden: int, layers: int, group: int, mapped: bool, levels: int, images: int, side: int, rates: list[float],
-    rounds: list[int], epochs: int, slack: float, step: float, bits: int, steps: int, floors: list[float], seed: int,
+    rounds: list[int], epochs: int, slack: float, step: float, bits: int, floors: list[float], seed: int,
 ):  # fmt: skip
     """Write a prior for each rate, ``bpp_<hundredths of a bit a pixel>.safetensors``.
 
@@ -126,8 +126,6 @@ def learn(
         Share of its target that the rate may stay below without a change of weight.
     bits : int
         Bits a block.
-    steps : int
-        Updates that encoders begin with.
     floors : list of float
         Least PSNR of a sample on the training patches at each rate, in dB.
 
@@ -145,7 +143,7 @@ def learn(
             spent = learner.round(epochs, target, slack)
         with torch.no_grad():
             psnr = -10 * float(torch.log10(learner.error(1) / len(learner.targets)))
-        result = learner.result(bits, steps)
+        result = learner.result(bits)
         result.save(out / f"bpp_{round(100 * rate):03d}.safetensors")
         counts = "+".join(str(level.blocks) for level in result.levels)
         print(f"{rate} bits a pixel: {spent / at.patch**2:.3f} spent, {psnr:.2f} dB, {counts} blocks, "

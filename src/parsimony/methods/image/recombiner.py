@@ -28,6 +28,8 @@ class Recombiner:
     ----------
     rate : str
         Name of a prior in the asset ``priors``: of patches for themselves, or of patches, groups and images.
+    updates : int
+        Before the first block is coded.
     fine_tune : int
         Updates behind each block of patches, half as many behind each of groups and images; 0: none, all blocks are
         coded as they were fitted at first.
@@ -39,8 +41,8 @@ class Recombiner:
         Of the noise in updates; a decoder does without.
     """
 
-    def __init__(self, rate: str, fine_tune: int, samples: int, step: float, seed: int = 0):
-        self.rate, self.settings = rate, Settings(fine_tune, samples, step, seed)
+    def __init__(self, rate: str, updates: int, fine_tune: int, samples: int, step: float, seed: int = 0):
+        self.rate, self.settings = rate, Settings(updates, fine_tune, samples, step, seed)
 
     def build(self, model, inputs) -> RecombinerCodec:
         return RecombinerCodec(Prior.load(inputs.assets["priors"] / f"{self.rate}.safetensors"), self.settings)

@@ -23,6 +23,7 @@ LARGEST = 1e4
 class Settings:
     """How an encoder fits; see `Recombiner`."""
 
+    updates: int
     fine_tune: int
     samples: int
     step: float
@@ -77,7 +78,7 @@ class Encoder:
 
     def run(self) -> Facts:
         """Fit, then code everything, images before groups before patches."""
-        self.fit(self.prior.steps)
+        self.fit(self.settings.updates)
         mean_error = self.mean_error()
         sent = [np.empty(mean.shape) for mean in self.posterior.means]
         spent = []

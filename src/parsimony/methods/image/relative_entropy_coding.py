@@ -79,11 +79,12 @@ def encode(mean, std, prior_mean, prior_std, bits: int, stream: int) -> int:
     """
     d, N, best, chosen = len(mean), 2**bits, -math.inf, 0
     arrivals, bound = gumbels(stream, N), largest_ratio(mean, std, prior_mean, prior_std)
-    scale = np.log(prior_std / std).sum()
+    # log q / p at prior_mean + prior_std * s is a parabola in s.
+    away, ratio = (prior_mean - mean) / std, prior_std / std
+    constant, linear, square = (np.log(ratio) - away**2 / 2).sum(), -away * ratio, (1 - ratio**2) / 2
     for first in range(0, N, SLAB):
         s = candidates(stream, d, first, min(SLAB, N - first))
-        away = (prior_mean + prior_std * s - mean) / std
-        scores = scale + 0.5 * (s * s - away * away).sum(1) + arrivals[first : first + len(s)]
+        scores = constant + s @ linear + (s * s) @ square + arrivals[first : first + len(s)]
         at = int(scores.argmax())
         if scores[at] > best:
             best, chosen = scores[at], first + at
