@@ -215,7 +215,7 @@ def test_blocks_hold_what_they_cost():
 def test_learning_moves_the_prior_to_its_posteriors_and_the_rate_to_its_target():
     squares = np.stack([picture(64, 64), np.rot90(picture(64, 64))])
     layout = Layout(fourier=4, channels=2, latent=2, up=2, hidden=4, layers=1)
-    learner = Learner(layout, pieces(squares, 4, 32, 0), 3, True, 5e-3, 0)
+    learner = Learner(layout, pieces(squares, 4, 32, 0), 3, True, 5e-3, 1e-8, 0)
     assert [len(mean) for mean in learner.posterior.means] == [16, 4, 4]
     before = learner.error(0).detach()
     spent = [learner.round(20, 64.0, 0.1) for _ in range(9)]

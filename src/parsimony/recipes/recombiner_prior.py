@@ -33,7 +33,7 @@ class Learner:
         1: every patch for itself; 3: patches, groups and images.
     """
 
-    def __init__(self, layout: Layout, images: np.ndarray, levels: int, mapped: bool, step: float, seed: int):
+    def __init__(self, layout: Layout, images: np.ndarray, levels: int, mapped: bool, step: float, beta: float, seed: int):
         torch.manual_seed(seed)
         self.layout, P = layout, layout.patch
         self.targets = torch.from_numpy(patches_of(images, P).reshape(-1, P * P, 3)).float() / 255
@@ -41,7 +41,7 @@ class Learner:
         shifts = np.arange(len(images))[:, None]
         owners = [(owner + shifts * (owner.max() + 1)).ravel() for owner in one]
         self.posterior, self.network = Posterior.initial(layout, owners), Network(layout, mapped)
-        self.generator, self.beta = torch.Generator().manual_seed(seed), 1e-8
+        self.generator, self.beta = torch.Generator().manual_seed(seed), beta
         self.prior = [(torch.zeros(m.shape[1]), torch.full((m.shape[1],), 0.0212)) for m in self.posterior.means]
         parameters = [*self.posterior.parameters, *self.network.parameters()]
         self.optimiser = torch.optim.Adam(parameters, step, fused=True)
@@ -104,7 +104,7 @@ def pieces(squares: np.ndarray, count: int, side: int, seed: int) -> np.ndarray:
 def learn(
     out: Path, inputs: dict[str, Path], data: list[str], patch: int, fourier: int, channels: int, latent: int, up: int,
     hidden: int, layers: int, group: int, mapped: bool, levels: int, images: int, side: int, rates: list[float],
-    rounds: list[int], epochs: int, slack: float, step: float, bits: int, floors: list[float], seed: int,
+    rounds: list[int], epochs: int, slack: float, step: float, beta: float, bits: int, floors: list[float], seed: int,
 ):  # fmt: skip
     """Write a prior for each rate, ``bpp_<hundredths of a bit a pixel>.safetensors``.
 
@@ -124,6 +124,8 @@ def learn(
         Rounds at the first rate, and at each of the others.
     slack : float
         Share of its target that the rate may stay below without a change of weight.
+    step, beta : float
+        Adam's step, and the weight of the divergence that learning begins with.
     bits : int
         Bits a block.
     floors : list of float
@@ -136,7 +138,7 @@ def learn(
     """
     at = Layout(patch, fourier, channels, latent, up, hidden, layers, group)
     squares = np.concatenate([crops(inputs[key], "train")[1] for key in data])
-    learner = Learner(at, pieces(squares, images, side, seed), levels, mapped, step, seed)
+    learner = Learner(at, pieces(squares, images, side, seed), levels, mapped, step, beta, seed)
     for rate, floor, count in zip(rates, floors, [rounds[0], *[rounds[1]] * (len(rates) - 1)], strict=True):
         began, target = perf_counter(), rate * at.patch**2
         for _ in range(count):
