@@ -14,6 +14,7 @@ if not torch.cuda.is_available():  # kernels are interpreted, which is settled w
     os.environ["TRITON_INTERPRET"] = "1"
 
 from parsimony.models import masked_image
+from parsimony.models.bayesian_inr import Layout, Level, Network, Prior
 from parsimony.models.language import Language
 from parsimony.models.masked import Masked
 from parsimony.models.masked_image import MaskedImage
@@ -154,6 +155,21 @@ def tiny_image(tmp_path_factory) -> MaskedImage:
     torch.manual_seed(0)
     save_file(masked_image.VectorQuantiser().state_dict(), folder / "quantiser.safetensors")
     return MaskedImage.load(folder, "float32")
+
+
+def write_tiny_prior(path: Path, levels: int, mapped: bool = True, bits: int = 6) -> Path:
+    """A random prior of RECOMBINER over patches of 16 pixels, a dozen latents a block."""
+    torch.manual_seed(0)
+    layout = Layout(fourier=4, channels=2, latent=2, up=2, hidden=4, layers=1)
+    network, parted = Network(layout, mapped), []
+    for tensor in network.maps:
+        torch.nn.init.normal_(tensor, std=len(tensor) ** -0.5)
+    for level in range(levels):
+        mean = 0.1 * torch.randn(layout.weights if level else layout.total)
+        block = torch.arange(len(mean)) % (len(mean) // 12)
+        parted.append(Level(mean, torch.full_like(mean, 0.1), torch.full_like(mean, 0.05), block))
+    Prior(layout, network, parted, bits, 0.02).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

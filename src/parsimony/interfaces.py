@@ -259,6 +259,22 @@ class ChannelRanker(Protocol):
     importance: object
 
 
+class SampleCoder(Protocol):
+    """Tells another side samples of a Gaussian, given one that both know."""
+
+    def draw(
+        self, mean: np.ndarray, std: np.ndarray, prior_mean: np.ndarray, prior_std: np.ndarray, stream: int
+    ) -> tuple[np.ndarray, int, int]:
+        """A sample [d] of N(mean, std^2), as whoever knows the prior N(prior_mean, prior_std^2) has it from a number.
+
+        Returns
+        -------
+        tuple
+            The sample, the number, and how many bits it is sent in; all follow from the arguments.
+        """
+        ...
+
+
 @runtime_checkable
 class ContextHolder(Protocol):
     """Holds a context that was run exactly, compressed or moved away, and goes on from it."""
