@@ -244,6 +244,7 @@ class CircuitCodec(BatchCodec, Protocol):
         ...
 
 
+@runtime_checkable
 class ChannelRanker(Protocol):
     """Says which latent channels of an image codec matter.
 
@@ -259,6 +260,7 @@ class ChannelRanker(Protocol):
     importance: object
 
 
+@runtime_checkable
 class SampleCoder(Protocol):
     """Tells another side samples of a Gaussian, given one that both know."""
 
