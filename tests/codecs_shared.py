@@ -26,13 +26,13 @@ def codec_assets(config) -> dict[str, Path]:
 
 def setup(config, point: str) -> dict:
     """What another process needs to build a codec at an operating point."""
-    params = config.params | config.points[point]
+    params = config.params | config.points[point] | config.hasty
     assets = {field: str(folder) for field, folder in codec_assets(config).items()}
     return {"target": config.target, "params": params, "assets": assets}
 
 
 def build_codec(config, point: str):
-    built = instantiate(config.target, config.params | config.points[point])
+    built = instantiate(config.target, config.params | config.points[point] | config.hasty)
     return built.build(Samples(), Inputs(codec_assets(config)))
 
 

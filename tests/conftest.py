@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ if not torch.cuda.is_available():  # kernels are interpreted, which is settled w
     os.environ["TRITON_INTERPRET"] = "1"
 
 from parsimony.models import masked_image
+from parsimony.models.bayesian_inr import Layout, Level, Network, Prior
 from parsimony.models.language import Language
 from parsimony.models.masked import Masked
 from parsimony.models.masked_image import MaskedImage
@@ -155,6 +157,21 @@ def tiny_image(tmp_path_factory) -> MaskedImage:
     return MaskedImage.load(folder, "float32")
 
 
+def write_tiny_prior(path: Path, levels: int, mapped: bool = True, bits: int = 6) -> Path:
+    """A random prior of RECOMBINER over patches of 16 pixels, a dozen latents a block."""
+    torch.manual_seed(0)
+    layout = Layout(fourier=4, channels=2, latent=2, up=2, hidden=4, layers=1)
+    network, parted = Network(layout, mapped), []
+    for tensor in network.maps:
+        torch.nn.init.normal_(tensor, std=len(tensor) ** -0.5)
+    for level in range(levels):
+        mean = 0.1 * torch.randn(layout.weights if level else layout.total)
+        block = torch.arange(len(mean)) % (len(mean) // 12)
+        parted.append(Level(mean, torch.full_like(mean, 0.1), torch.full_like(mean, 0.05), block))
+    Prior(layout, network, parted, bits, 0.02).save(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_seq2seq(tmp_path_factory) -> Seq2Seq:
     """A tiny random encoder-decoder in float32."""
@@ -167,3 +184,23 @@ def project(root, tiny_folder, tmp_path):
     from project import Project
 
     return Project(tmp_path, root, tiny_folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one mebibyte, and a function that gives it more of them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a full disk is made with `mount -t tmpfs`, which is not permitted here")
+    yield disk, lambda size=16: subprocess.run(["mount", "-o", f"remount,size={size}m", str(disk)], check=True)
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node."""
+    from one_node_slurm import started
+
+    yield from started(tmp_path_factory.mktemp("slurm"))

@@ -37,6 +37,7 @@ Interface = Literal[
     "BatchCodec",
     "CircuitCodec",
     "ChannelRanker",
+    "SampleCoder",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scalar = bool | int | float | str
@@ -83,14 +84,18 @@ class Method(Targeted):
     assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
     uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
     module: Key | None = Field(None, description="Python module it needs; its cells are skipped where that is missing")
+    hasty: Params = Field({}, description="overrides in tests, of codecs whose encoders fit a network for long")
 
     @model_validator(mode="after")
     def _points_override_params(self):
-        for point, overrides in self.points.items():
+        for where, overrides in [
+            *((f"points.{point}", of) for point, of in self.points.items()),
+            ("hasty", self.hasty),
+        ]:
             for key in overrides:
                 if key not in self.params:
                     hint = nearest(key, self.params)
-                    raise ValueError(f"points.{point}: {key!r} is not among the params of this method{hint}")
+                    raise ValueError(f"{where}: {key!r} is not among the params of this method{hint}")
         if self.lossless and not self.reference and "Codec" not in self.implements:  # codecs have their input
             raise ValueError("a lossless method needs a reference to be compared with")
         return self

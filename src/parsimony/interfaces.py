@@ -244,6 +244,7 @@ class CircuitCodec(BatchCodec, Protocol):
         ...
 
 
+@runtime_checkable
 class ChannelRanker(Protocol):
     """Says which latent channels of an image codec matter.
 
@@ -257,6 +258,23 @@ class ChannelRanker(Protocol):
 
     original: object
     importance: object
+
+
+@runtime_checkable
+class SampleCoder(Protocol):
+    """Tells another side samples of a Gaussian, given one that both know."""
+
+    def draw(
+        self, mean: np.ndarray, std: np.ndarray, prior_mean: np.ndarray, prior_std: np.ndarray, stream: int
+    ) -> tuple[np.ndarray, int, int]:
+        """A sample [d] of N(mean, std^2), as whoever knows the prior N(prior_mean, prior_std^2) has it from a number.
+
+        Returns
+        -------
+        tuple
+            The sample, the number, and how many bits it is sent in; all follow from the arguments.
+        """
+        ...
 
 
 @runtime_checkable

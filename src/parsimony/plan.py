@@ -342,8 +342,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         )
     code = fingerprint.code_version(m.target, *(o.target for o in others), b.target, plan.models[model].target)
     settings = [
-        m.model_dump(mode="json", exclude={"points"}) | {"points": {p: m.points[p] for p in points}},
-        [other.model_dump(mode="json") for other in others],
+        m.model_dump(mode="json", exclude={"points", "hasty"}) | {"points": {p: m.points[p] for p in points}},
+        [other.model_dump(mode="json", exclude={"hasty"}) for other in others],
         [b.target, plan.params(benchmark)],
         [plan.models[model].model_dump(mode="json"), plan.suite.seed],
         [asset_version(plan.lock, key) for key in allowed],

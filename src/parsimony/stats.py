@@ -238,6 +238,12 @@ QUANTITIES |= {
     "core_share": Quantity("Channels in the core by weights", "", "", ("core",), "channels"),
     "dead_share": Quantity("Dead channels", "", "", ("dead",), "channels"),
     "dead_ranked_high": Quantity("Dead channels that the score ranks high", "", "lower", ("dead_ranked_high",), "dead"),
+    "sample_shift": Quantity("Shift of samples towards the prior", "std", "lower", ("shift",), "values"),
+    "sample_spread": Quantity("Mean square of samples about the mean, of its variance", "", "", ("squares",), "values"),
+    "bits_over_divergence": Quantity("Bits a sample beyond its divergence", "bits", "lower", ("bits_beyond",), "draws"),
+    "index_over_divergence": Quantity(
+        "Logarithm of a sample's number less its divergence", "bits", "lower", ("index_beyond",), "draws"
+    ),
 }
 QUANTITIES |= {
     **{
@@ -250,12 +256,14 @@ QUANTITIES |= {
     "exact_streams": Quantity("Streams that give back every value", "", "higher", ("exact_items",), "streams"),
     "decoded_streams": Quantity("Streams that decode", "", "higher", ("decoded_items",), "streams"),
     "bits_per_pixel": Quantity("Bits per pixel", "bits", "lower", ("bits",), "pixels"),
+    "payload_per_pixel": Quantity("Bits per pixel without file headers", "bits", "lower", ("payload_bits",), "pixels"),
     "psnr": Quantity("PSNR of RGB", "dB", "higher", ("psnr",)),
     "ms_ssim_db": Quantity("MS-SSIM", "dB", "higher", ("ms_ssim_db",)),
     "bd_rate_psnr": Quantity("BD-rate against JPEG, PSNR", "%", "lower", (), curve="psnr"),
     "bd_rate_ms_ssim": Quantity("BD-rate against JPEG, MS-SSIM", "%", "lower", (), curve="ms_ssim_db"),
     "encode_rate": Quantity("Encoding", "MB/s", "higher", ("megabytes",), "encode_seconds"),
     "decode_rate": Quantity("Decoding", "MB/s", "higher", ("megabytes",), "decode_seconds"),
+    "encode_seconds": Quantity("Encoding an item", "s", "lower", ("encode_seconds",), "streams"),
     "codec_bytes": Quantity("Held by both sides beforehand", "bytes", "lower", ("codec_bytes",)),
 }  # fmt: skip
 QUANTITIES |= {

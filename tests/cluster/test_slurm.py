@@ -45,6 +45,7 @@ def counted(project) -> dict:
     return values
 
 
+@pytest.mark.slow
 def test_killed_jobs_and_a_killed_node_change_no_record(cluster, slurm):
     run = start(cluster)
     try:

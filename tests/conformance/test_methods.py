@@ -27,6 +27,7 @@ from parsimony.interfaces import (
     LanguageModel,
     MultiGenerator,
     ParallelReader,
+    SampleCoder,
     Stateful,
     TextGenerator,
 )
@@ -57,6 +58,7 @@ PROTOCOLS = {
         BatchCodec,
         ChannelRanker,
         CircuitCodec,
+        SampleCoder,
     )
 }
 METHODS = make_plan([], ROOT).methods
@@ -476,6 +478,19 @@ def test_an_edited_context_goes_on_and_the_old_one_stays(built, models, edits):
     if not edits:
         exact = decoder.forward(torch.cat((ids, following))[None], decoder.cache(128))[0, 70:]
         torch.testing.assert_close(runs[0], exact, atol=2e-2, rtol=2e-2)
+
+
+@every("SampleCoder")
+def test_samples_follow_from_the_arguments_and_their_numbers_fit_their_bits(request, models, inputs, built):
+    _, system = built
+    fresh, rng = build(*request.node.callspec.params["built"], models, inputs), np.random.default_rng(0)
+    for d in (1, 7):
+        mean, std, zeros, ones = rng.normal(size=d) / d, np.full(d, 0.5), np.zeros(d), np.ones(d)
+        for stream in range(4):
+            sample, number, bits = system.draw(mean, std, zeros, ones, stream)
+            again, same, _ = fresh.draw(mean, std, zeros, ones, stream)
+            assert sample.shape == (d,) and sample.dtype == np.float64 and (sample == again).all()
+            assert 0 <= number == same < 2**bits
 
 
 @every("LanguageModel")

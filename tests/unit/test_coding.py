@@ -11,6 +11,7 @@ from PIL import Image
 
 from parsimony import rate_distortion
 from parsimony.assets.photographs import cut
+from parsimony.benchmarks.coding import payload
 from parsimony.benchmarks.digits_lossless import DigitsLossless
 from parsimony.benchmarks.photographs import Photographs, ms_ssim_db, psnr
 from parsimony.benchmarks.photographs_lossless import PhotographsLossless
@@ -100,7 +101,7 @@ def test_squares_come_in_turn_and_a_wrong_shape_fails(tmp_path):
     for name, shape in (("a", (520, 260, 3)), ("b", (260, 260, 3))):
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / f"{name}.png")
     cut(tmp_path, {"here": tmp_path}, ["here/a.png", "here/b.png"], ["here/a.png"], [])
-    benchmark = Photographs("uint8", False, items=2)
+    benchmark = Photographs("uint8", False, items=2, side=256)
     items = benchmark.items({"photographs": tmp_path}, 0)
     assert [item.id for item in items] == ["a_0_0", "b_0_0"]
 
@@ -111,6 +112,33 @@ def test_squares_come_in_turn_and_a_wrong_shape_fails(tmp_path):
     numbers, failures = measured(benchmark, items[0], jpeg=JPEG, turned=Turned("JPEG", False, 90))
     assert 10 < numbers["jpeg", "psnr"] < 60 and numbers["jpeg", "decoded_items"] == 1
     assert ("turned", "psnr") not in numbers and list(failures) == [("turned", "decoded_items")]
+
+
+def test_pieces_of_squares_have_no_ms_ssim(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (260, 260, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    cut(tmp_path, {"here": tmp_path}, ["here/a.png"], ["here/a.png"], [])
+    benchmark = Photographs("uint8", False, items=2, side=32)
+    (item,) = benchmark.items({"photographs": tmp_path}, 0)
+    piece, square = benchmark.squares[item.id], picture[2:258, 2:258]
+    at = np.argwhere((square[:225, :225] == piece[0, 0]).all(-1))
+    assert piece.shape == (32, 32, 3) and any((square[y : y + 32, x : x + 32] == piece).all() for y, x in at)
+    numbers, failures = measured(benchmark, item, jpeg=JPEG)
+    assert numbers["jpeg", "pixels"] == 1024 and ("jpeg", "ms_ssim_db") not in numbers and not failures
+    assert 0 < numbers["jpeg", "payload_bits"] < numbers["jpeg", "bits"]
+
+
+@pytest.mark.parametrize(
+    "codec", [PillowCodec(f, False, q) for f, q in (("JPEG", 80), ("WEBP", 80), ("AVIF", 80), ("JPEG2000", 5))],
+    ids=lambda codec: codec.format,
+)  # fmt: skip
+def test_payloads_are_files_without_what_is_the_same_for_all_pictures(codec):
+    """Of a flat picture little is left; of noise almost everything."""
+    flat, noise = np.full((64, 64, 3), 90, np.uint8), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    files = [codec.encode(x) for x in (flat, noise)]
+    payloads = [payload(file) for file in files]
+    assert 0 < payloads[0] < 0.75 * len(files[0]) and 0 < len(files[1]) - payloads[1] < 900
+    assert payload(b"anything else") == 13
 
 
 def test_measures_have_their_known_values():
@@ -142,6 +170,7 @@ def test_no_decoder_believes_a_header_that_asks_for_gigabytes():
     ls = bytearray(ImagecodecsCodec("JPEG-LS").encode(flat))
     at = ls.index(b"\xff\xf7") + 5
     ls[at : at + 4] = b"\xff\xff\xff\xff"
+    ls[-4:] = zlib.crc32(ls[:-4]).to_bytes(4, "little")
     xl = b"\xff\x0a" + (0b001 << 33 | (2**30 - 1) << 3 | 0b11 << 1).to_bytes(5, "little") + bytes(40)
     assert jpegxl_size(xl) == (2**30, 2**30)
     xl_codec, ls_codec = ImagecodecsCodec("JPEG XL"), ImagecodecsCodec("JPEG-LS")
@@ -169,7 +198,12 @@ def test_curves_are_compared_with_the_anchor_in_table_and_figure(tmp_path):
     found = summary[summary["quantity"] == "bd_rate_psnr"].set_index("method")["value"]
     assert found.to_dict() == pytest.approx({"webp": -50, "avif": 100})
     context = {"methods": {key: ["avif", "jpeg", "webp"] for key in ("avif", "jpeg", "webp")}, "references": set()}
-    context |= {"titles": {}, "columns": {"photographs": ["bits_per_pixel", "psnr"]}, "conditions": "", "papers": {}}
+    context |= {
+        "titles": {},
+        "columns": {"photographs": ["bits_per_pixel", "psnr"]},
+        "conditions": {"all": "", "photographs": ""},
+        "papers": {},
+    }
     made = tables.write_tables(summary, frame, tmp_path, context)
     text = next(path for path in made if path.stem == "photographs_bd_rate").with_suffix(".md").read_text()
     assert "| webp | 5 | -50.0 % [28.0, 40.0 dB] | -50.0 % [14.0, 20.0 dB] |" in text and "PCHIP" in text

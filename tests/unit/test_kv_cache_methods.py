@@ -12,7 +12,7 @@ from parsimony.methods.kv_cache.budget import entries
 from parsimony.methods.kv_cache.eviction import PyramidKV, RandomEviction, SnapKV
 from parsimony.methods.kv_cache.full import Full
 from parsimony.methods.kv_cache.h2o import H2O
-from parsimony.methods.kv_cache.held import Context, prefill
+from parsimony.methods.kv_cache.held import Abreast, Context, prefill
 from parsimony.methods.kv_cache.kivi import Kivi
 from parsimony.methods.kv_cache.quantise import Codes, joined, pack, unpack
 from parsimony.methods.kv_cache.scores import received
@@ -124,6 +124,22 @@ def test_budgets_hold_at_every_step_and_the_whole_context_is_the_full_cache(tiny
         assert [layer.count for layer in context.layers] == [C + grown] * 2
         context.extend(token[None])
     assert len(context) == len(ids)
+
+
+def test_contexts_go_on_abreast_as_each_does_alone(tiny, ids, prefilled):
+    methods = [Full(), Kivi(), *(make(0.25) for make in EVICTING.values())]
+    alone, together = ([held(method, prefilled, tiny) for method in methods] for _ in range(2))
+    abreast = Abreast(together)
+    logits = torch.cat((abreast.extend(ids[T : T + 20]), abreast.extend(ids[T + 20 :])), 1)
+    for n, context in enumerate(alone):
+        torch.testing.assert_close(logits[n], context.extend(ids[T:]), atol=2e-4, rtol=2e-4)
+        assert len(together[n]) == len(ids) and together[n].nbytes() == context.nbytes()
+        torch.testing.assert_close(together[n].logits, context.logits, atol=2e-4, rtol=2e-4)
+    assert abreast.extend(ids[:0]).shape == (len(methods), 0, 300)
+    fresh = Abreast([held(method, prefilled, tiny) for method in methods])
+    scores = fresh.score(ids[T : T + 5])
+    assert torch.equal(scores[:, 0], prefilled.logits.expand(len(methods), -1))
+    torch.testing.assert_close(scores[:, 1:], logits[:, :4])
 
 
 def test_snapkv_keeps_its_window_and_what_the_window_looks_at(prefilled, tiny):

@@ -46,7 +46,8 @@ def test_symbols_come_back_at_the_price_of_their_intervals(case):
     assert np.array_equal(np.array(found).reshape(symbols.T.shape), symbols.T)
     price = -np.log2((high - low) / 2.0**24).sum(1)
     bits = np.array([8 * len(each) for each in data])
-    assert (bits >= price + 24 - 4).all() and (bits <= price + 24 + 8).all()
+    # The state and a byte not full, and what its low digits cost where symbols are rare; the card allows 64 bits.
+    assert (bits >= price + 24 - 4).all() and (bits <= price + 64).all()
 
 
 def test_what_is_no_stream_is_refused():

@@ -329,7 +329,7 @@ def test_correlations_are_printed(tmp_path):
 
     frame = records_of({"psnr": [20, 25, 31, 22, 40, 0], "right": [1, 2, 3, 1, 4, 0], "labelled": [5] * 6})
     wanted = Correlation(benchmark="any", score="accuracy", measures=["psnr", "ssim"], methods=["a", "b"])
-    write_correlations(correlations(frame, [wanted]), tmp_path, {"conditions": "Here."})
+    write_correlations(correlations(frame, [wanted]), tmp_path, {"conditions": {"all": "Here."}})
     (line,) = (tmp_path / "correlations.md").read_text().splitlines()[-2:-1]
     assert line.startswith("| any | accuracy | psnr | 0.9") and line.endswith("| 5 |")
     write_correlations(correlations(frame, []), tmp_path / "none", {})

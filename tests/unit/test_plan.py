@@ -94,6 +94,18 @@ def test_a_comment_changes_no_version_and_a_value_does(copy):
     assert changed == {"token_recycling"}
 
 
+def test_what_tests_do_in_haste_changes_no_version(copy):
+    before = make_plan([], copy).cells
+    edit(copy / "configs/method/greedy.yaml", "points:", "hasty: {}\npoints:")
+    edit(copy / "configs/method/token_recycling.yaml", "points:", "hasty: {hot: false}\npoints:")
+    assert {key: cell.version for key, cell in make_plan([], copy).cells.items()} == {
+        key: cell.version for key, cell in before.items()
+    }
+    edit(copy / "configs/method/greedy.yaml", "hasty: {}", "hasty: {haste: 1}")
+    with pytest.raises(UserError, match="hasty: 'haste' is not among the params"):
+        make_plan([], copy)
+
+
 def test_codecs_are_bound_to_a_model_without_an_asset(copy):
     groups = {
         "method/same.yaml": "family: image\nimplements: [Codec]\nlossless: true\npoints: {same: {}}\n",

@@ -15,7 +15,7 @@ for size, cells in SIZES.items():
             f"{RESULTS}/logs/{{cell}}.log",
         conda:
             "../../envs/parsimony.yaml"
-        threads: lambda wildcards: workflow.cores if PLAN.timed(wildcards.cell) else 1
+        threads: lambda wildcards: CORES if PLAN.timed(wildcards.cell) else 1
         resources:
             mem_mb=asked("mem_mb"),
             runtime=asked("runtime"),

@@ -27,6 +27,9 @@ except UserError as error:
 
 RESULTS = f"results/{PLAN.name}"
 
+# Of a cell that is timed; a cluster gives as many as it is asked for.
+CORES = workflow.cores or 8
+
 # Where Python is and how the suite was chosen are no part of a job's identity: moving the environment reruns nothing.
 shell.prefix(
     f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "

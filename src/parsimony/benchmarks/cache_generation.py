@@ -11,7 +11,7 @@ from parsimony.benchmarks import prompts
 from parsimony.benchmarks.cached_context import CachedContext
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.methods.autoregressive.verify import VerifyLoop
-from parsimony.methods.kv_cache.held import Prefilled
+from parsimony.methods.kv_cache.held import Abreast, Context, Prefilled
 
 KINDS = ("summarisation", "question_answering", "free_writing")
 """Reported categories: requests that are answered at length."""
@@ -54,23 +54,30 @@ class CacheGeneration(CachedContext):
         self.measure_all(outcome, bench, ids, item)
         return outcome
 
-    def follow(self, context, item) -> dict[str, float]:
-        rows, peak = [context.logits], context.nbytes()
+    def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
+        abreast, B = Abreast(contexts), len(contexts)
+        rows, peaks = (
+            [torch.stack([context.logits for context in contexts])],
+            [context.nbytes() for context in contexts],
+        )
         for token in self.true[:-1]:
-            rows.append(context.extend(token[None])[0])
-            peak = max(peak, context.nbytes())
-        found = torch.stack(rows).float().log_softmax(-1)
+            rows.append(abreast.extend(token[None])[:, 0])
+            peaks = [max(peak, context.nbytes()) for peak, context in zip(peaks, contexts, strict=True)]
+        found = torch.stack(rows, 1).float().log_softmax(-1)  # [B, n, V]
         same = found.argmax(-1) == self.true
-        return {
-            "scored": len(found),
-            "same_top": float(same.sum()),
-            "agreed": float(same.cumprod(0).sum()),
-            "nll": float(-found.gather(1, self.true[:, None]).sum()),
-            "peak_bytes": peak,
-            "final_bytes": context.nbytes(),
-        }
+        nll = -found.gather(2, self.true.expand(B, -1)[..., None]).sum((1, 2))
+        return [
+            {
+                "scored": len(self.true),
+                "same_top": float(same[b].sum()),
+                "agreed": float(same[b].cumprod(0).sum()),
+                "nll": float(nll[b]),
+                "peak_bytes": peaks[b],
+                "final_bytes": contexts[b].nbytes(),
+            }
+            for b in range(B)
+        ]
 
-    def measure_one(self, system, prefilled: Prefilled, item) -> dict[str, float]:
-        numbers = super().measure_one(system, prefilled, item)
+    def further(self, numbers: dict[str, float], system, prefilled: Prefilled, item) -> dict[str, float]:
         grown = 1 + numbers["steps"] / len(prefilled)
-        return numbers | {"final_whole_bytes": prefilled.nbytes * grown}
+        return {"final_whole_bytes": prefilled.nbytes * grown}

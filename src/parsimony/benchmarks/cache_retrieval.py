@@ -12,6 +12,7 @@ from parsimony.benchmarks import prompts
 from parsimony.benchmarks.cached_context import CachedContext
 from parsimony.errors import UserError
 from parsimony.interfaces import Item, Outcome, Workbench
+from parsimony.methods.kv_cache.held import Abreast, Context
 
 NAMES = [
     "Alice", "Brian", "Carla", "David", "Emily", "Frank", "Grace", "Henry", "Irene", "James", "Karen", "Louis", "Maria",
@@ -108,13 +109,16 @@ class CacheRetrieval(CachedContext):
         question = f"\n\nQuestion: What is the access code of {asked}?\nAnswer: The access code of {asked} is"
         return model.encode(" ".join(filler)), model.encode(question), model.encode(f" {codes[asked]}")
 
-    def follow(self, context, item) -> dict[str, float]:
-        if len(self.question):
-            context.extend(self.question)
-        logits = torch.cat((context.logits[None], context.extend(self.answer[:-1])))
-        found = logits.float().log_softmax(-1)
-        return {
-            "score": float((found.argmax(-1) == self.answer).all()),
-            "scored": len(self.answer),
-            "nll": float(-found.gather(1, self.answer[:, None]).sum()),
-        }
+    def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
+        abreast, numbers = Abreast(contexts), []
+        abreast.extend(self.question)
+        for logits in abreast.score(self.answer):
+            found = logits.float().log_softmax(-1)
+            numbers.append(
+                {
+                    "score": float((found.argmax(-1) == self.answer).all()),
+                    "scored": len(self.answer),
+                    "nll": float(-found.gather(1, self.answer[:, None]).sum()),
+                }
+            )
+        return numbers

@@ -31,32 +31,48 @@ class CachedContext:
     dtype: str
     timed: bool
 
-    def follow(self, context: Context, item) -> dict[str, float]:
-        """Go on from a context and say what that is worth; the context is used up."""
+    def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
+        """Go on from the contexts of all points and say what that is worth of each; they are used up."""
         raise NotImplementedError
+
+    def arrived(self, prefilled: Prefilled) -> Prefilled:
+        """The context as methods get it."""
+        return prefilled
+
+    def further(self, numbers: dict[str, float], system, prefilled: Prefilled, item) -> dict[str, float]:
+        """More numbers of an operating point, given those that there are."""
+        return {}
 
     def measure_all(self, outcome: Outcome, bench: Workbench, ids: Tensor, item) -> None:
         """Prefill ``ids`` and measure every operating point."""
-        prefilled = prefill(bench.model(self.dtype).decoder, ids)
-        for point in bench.points:
-            numbers = self.measure_one(bench.system(point, self.dtype), prefilled, item)
+        prefilled = self.arrived(prefill(bench.model(self.dtype).decoder, ids))
+        systems = [bench.system(point, self.dtype) for point in bench.points]
+        contexts, measured = [], []
+        for system in systems:
+            context, seconds = system.hold(prefilled)
+            contexts.append(context)
+            measured.append({"cache_bytes": context.nbytes(), "whole_bytes": prefilled.nbytes,
+                             "compress_seconds": seconds, "tokens": len(prefilled)})  # fmt: skip
+        with torch.inference_mode():
+            followed = self.follow(contexts, item)
+        for point, system, context, held, worth in zip(
+            bench.points, systems, contexts, measured, followed, strict=True
+        ):
+            numbers = held | worth | _of_layers(context, len(prefilled))
+            numbers["compressed_bytes"] = numbers.get("transport_bytes", numbers["cache_bytes"])
+            numbers |= self.further(numbers, system, prefilled, item)
             if numbers["cache_bytes"] > numbers["whole_bytes"]:
                 outcome.failures[point, "cache_bytes"] = "holds more bytes than the full cache"
             outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
 
-    def measure_one(self, system, prefilled: Prefilled, item) -> dict[str, float]:
-        """Numbers of one operating point."""
-        context, seconds = system.hold(prefilled)
-        numbers = {"cache_bytes": context.nbytes(), "whole_bytes": prefilled.nbytes, "compress_seconds": seconds}
-        numbers |= {"tokens": len(prefilled)}
-        with torch.inference_mode():
-            numbers |= self.follow(context, item)
-        for held in context.layers:
-            for metric, value in held.numbers.items() if isinstance(held, Reports) else ():
-                numbers[metric] = numbers.get(metric, 0.0) + value
-        numbers["compressed_bytes"] = numbers.get("transport_bytes", numbers["cache_bytes"])
-        L = len(context.layers)
-        numbers |= {"upkeep_seconds": context.upkeep_seconds, "steps": len(context) - len(prefilled)}
-        numbers |= {"moved_bytes": sum(held.moved for held in context.layers)}
-        numbers |= {"retrievals": sum(held.retrievals for held in context.layers) / L}
-        return numbers
+
+def _of_layers(context: Context, length: int) -> dict[str, float]:
+    """What was done in all layers since the context of this length was held."""
+    numbers: dict[str, float] = {}
+    for held in context.layers:
+        for metric, value in held.numbers.items() if isinstance(held, Reports) else ():
+            numbers[metric] = numbers.get(metric, 0.0) + value
+    L = len(context.layers)
+    numbers |= {"upkeep_seconds": context.upkeep_seconds, "steps": len(context) - length}
+    numbers |= {"moved_bytes": sum(held.moved for held in context.layers)}
+    return numbers | {"retrievals": sum(held.retrievals for held in context.layers) / L}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from time import perf_counter
 
 import numpy as np
@@ -21,8 +22,9 @@ def coded(
     list of ndarray
         What another process decoded; empty if it did not.
     dict
-        ``bits`` of all streams, ``values`` and ``megabytes`` of all items, ``encode_seconds``, ``decode_seconds``
-        and ``codec_bytes``, which both sides have beforehand.
+        ``bits`` of all streams, ``payload_bits`` of what is coded in them (see `payload`), ``values`` and
+        ``megabytes`` of all items, ``encode_seconds``, ``decode_seconds`` and ``codec_bytes``, which both sides have
+        beforehand.
     str
         Why nothing was decoded, or nothing.
     """
@@ -33,6 +35,7 @@ def coded(
     else:
         streams = [system.encode(x) for x in xs]
     numbers = {"encode_seconds": perf_counter() - began, "bits": 8.0 * sum(map(len, streams))}
+    numbers["payload_bits"] = 8.0 * sum(map(payload, streams))
     values = sum(x.size for x in xs)
     numbers |= {"values": values, "megabytes": values / 1e6, "codec_bytes": system.model_bytes}
     try:
@@ -40,6 +43,24 @@ def coded(
     except (UserError, DecoderFailure) as error:
         return [], numbers, str(error)
     return decoded, numbers, ""
+
+
+def payload(stream: bytes) -> int:
+    """Bytes of the coded picture itself in a JPEG, WebP, AVIF or JPEG 2000 file; of any other stream all.
+
+    They leave out what else a file tells (signature, tables, sizes): small pictures would cost classic codecs so much
+    if both sides knew that beforehand, as they know the networks of learnt ones.
+    """
+    if stream[:2] == b"\xff\xd8":  # JPEG: behind the header of the last scan, up to the end marker
+        at = stream.rindex(b"\xff\xda") + 2
+        return len(stream) - 2 - at - struct.unpack_from(">H", stream, at)[0]
+    if stream[:4] == b"RIFF":
+        return struct.unpack_from("<I", stream, stream.index(b"VP8") + 4)[0]
+    if stream[4:8] == b"ftyp":  # AVIF
+        return struct.unpack_from(">I", stream, stream.index(b"mdat") - 4)[0] - 8
+    if stream[:4] == b"\xff\x4f\xff\x51":  # a JPEG 2000 codestream: from the start of data to the end marker
+        return len(stream) - 2 - stream.index(b"\xff\x93") - 2
+    return len(stream)
 
 
 def unequal(xs: list[np.ndarray], decoded: list[np.ndarray]) -> str:

@@ -74,15 +74,17 @@ class ContextLoading(CacheContinuation):
         }
         return super().measure(item, bench)
 
-    def measure_one(self, system, prefilled: Prefilled, item) -> dict[str, float]:
-        arriving = Arriving(**vars(prefilled), **self.way)
-        numbers = super().measure_one(system, arriving, item) | {"recompute_seconds": arriving.recompute}
+    def arrived(self, prefilled: Prefilled) -> Arriving:
+        return Arriving(**vars(prefilled), **self.way)
+
+    def further(self, numbers: dict[str, float], system, prefilled: Arriving, item) -> dict[str, float]:
+        told = {"recompute_seconds": prefilled.recompute}
         if "first_token_seconds" not in numbers:
-            n, N = arriving.links.shape
+            n, N = prefilled.links.shape
             size, decode = numbers["compressed_bytes"] / N, numbers.get("decode_seconds", 0.0) / N
             ends = [arrival(["held"] * N, {"held": [size] * N}, link, None, {"held": decode}, 0.0)[1]
-                    for link in arriving.links]  # fmt: skip
+                    for link in prefilled.links]  # fmt: skip
             late = sum(end > self.slo for end in ends)
-            numbers |= {"deliveries": n, "first_token_seconds": sum(ends), "late": late}
-            numbers |= {"text_chunks": 0, "chunks": n * N}
-        return numbers
+            told |= {"deliveries": n, "first_token_seconds": sum(ends), "late": late}
+            told |= {"text_chunks": 0, "chunks": n * N}
+        return told

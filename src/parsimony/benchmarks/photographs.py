@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from pytorch_msssim import ms_ssim
 
-from parsimony.assets.photographs import crops
+from parsimony.assets.photographs import SIDE, crops
 from parsimony.benchmarks.coding import coded
 from parsimony.interfaces import Item, Outcome, Workbench
 
+SMALLEST = 161
+"""Pixels a side that MS-SSIM takes."""
 ASSETS = ("photographs", "photographs_debian")
 
 
 class Photographs:
-    """Squares of 256 by 256 pixels on the test side of `assets.photographs`; categories are the pictures they are of.
+    """Squares on the test side of `assets.photographs`, or a piece of each; categories are the pictures they are of.
 
     Parameters
     ----------
@@ -25,18 +27,21 @@ class Photographs:
     timed : bool
     items : int
         Squares at most; taken in turn from the pictures.
+    side : int
+        Height and width of what is coded of them, 256 pixels or less; the place is random.
     """
 
-    def __init__(self, dtype: str, timed: bool, items: int):
-        self.dtype, self.timed, self.count = dtype, timed, items
+    def __init__(self, dtype: str, timed: bool, items: int, side: int):
+        self.dtype, self.timed, self.count, self.side = dtype, timed, items, side
 
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
-        self.squares, found = {}, []
+        self.squares, found, rng = {}, [], np.random.default_rng([seed, self.side])
         for asset in ASSETS:
             if asset in paths:
                 for name, square in zip(*crops(paths[asset], "test"), strict=True):
                     picture, row, column = name.rsplit("_", 2)
-                    self.squares[name] = square
+                    y, x = rng.integers(0, SIDE - self.side + 1, 2)
+                    self.squares[name] = square[y : y + self.side, x : x + self.side].copy()
                     found.append((row, column, len(found), Item(name, picture, (), asset)))
         return [item for *_, item in sorted(found, key=lambda each: each[:3])][: self.count]
 
@@ -50,7 +55,9 @@ class Photographs:
             if not cause and decoded[0].shape != x.shape:
                 cause = f"decoded shape {list(decoded[0].shape)} instead of {list(x.shape)}"
             if not cause:
-                numbers |= {"psnr": psnr(x, decoded[0]), "ms_ssim_db": ms_ssim_db(x, decoded[0])}
+                numbers["psnr"] = psnr(x, decoded[0])
+                if self.side >= SMALLEST:
+                    numbers["ms_ssim_db"] = ms_ssim_db(x, decoded[0])
             numbers |= {"pixels": x.shape[0] * x.shape[1], "streams": 1, "decoded_items": 0 if cause else 1}
             outcome.numbers += [(point, metric, float(value), "") for metric, value in numbers.items()]
             if cause:

@@ -281,7 +281,8 @@ class ImageCodec:
     @torch.no_grad()
     def analyse(self, images: np.ndarray) -> Latent:
         """Latent of images [B, H, W, 3] uint8; sides are filled up with the last row and column."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.dtype) / 255
+        x = torch.tensor(np.ascontiguousarray(images))  # a copy, since some arrays are read-only
+        x = x.permute(0, 3, 1, 2).to(self.dtype) / 255
         H, W = (-(-side // self.network.stride) * self.network.stride for side in x.shape[2:])
         x = F.pad(x, (0, W - x.shape[3], 0, H - x.shape[2]), mode="replicate")
         y = self.network.g_a(x)

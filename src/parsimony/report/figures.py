@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -113,7 +114,8 @@ def _axis(quantity: str) -> str:
     if quantity == "speedup":
         return "speed-up over the reference"
     q = QUANTITIES[quantity]
-    title = q.title[0].lower() + q.title[1:]
+    acronym = q.title[:2].isupper()
+    title = q.title if acronym else q.title[0].lower() + q.title[1:]
     return f"{title} ({q.unit})" if q.unit and q.unit not in ("x", title) else title
 
 
@@ -214,7 +216,7 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
     if wanted.quantity in ONE:
         axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
     axes.set_xlabel(words(name) if kind == "param" else _axis(name))
-    axes.set_ylabel(_axis(wanted.quantity))
+    axes.set_ylabel(fill(_axis(wanted.quantity), 28))
     axes.grid(linewidth=0.3, color="#cccccc")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return [_save(figure, data.drop(columns=["status", "reason"]), stem)]

@@ -7,6 +7,7 @@ size in the header first, so that damaged bytes cannot make it fill gigabytes.
 from __future__ import annotations
 
 import io
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -16,7 +17,9 @@ from parsimony.errors import UserError
 from parsimony.models.container import LARGEST, WRONG, kind
 
 GREY = b"\0"
-"""Stands behind a WebP file of a grey image (WebP knows colour only): one byte, the only one not of a library."""
+"""Stands behind a WebP file of a grey image (WebP knows colour only): one byte that is not of the library."""
+CHECK = 4
+"""Bytes of a CRC-32 behind a JPEG-LS file, whose decoder may spend seconds on a damaged one of a few hundred bytes."""
 
 
 class PillowCodec:
@@ -94,7 +97,8 @@ class ImagecodecsCodec:
         x = np.ascontiguousarray(x)
         try:
             if self.format == "JPEG-LS":
-                return imagecodecs.jpegls_encode(x)
+                file = imagecodecs.jpegls_encode(x)
+                return file + zlib.crc32(file).to_bytes(CHECK, "little")
             how = {"lossless": True} if self.distance == 0 else {"distance": self.distance, "lossless": False}
             return imagecodecs.jpegxl_encode(x, effort=self.effort, usecontainer=False, numthreads=1, **how)
         except (RuntimeError, ValueError) as error:
@@ -106,7 +110,9 @@ class ImagecodecsCodec:
             height, width = (jpegls_size if ls else jpegxl_size)(data)
             if not 0 < 3 * height * width <= 3 * LARGEST:
                 raise ValueError(f"{width} by {height} pixels")
-            x = imagecodecs.jpegls_decode(data) if ls else imagecodecs.jpegxl_decode(data, numthreads=1)
+            if ls and zlib.crc32(data[:-CHECK]) != int.from_bytes(data[-CHECK:], "little"):
+                raise ValueError("wrong checksum")
+            x = imagecodecs.jpegls_decode(data[:-CHECK]) if ls else imagecodecs.jpegxl_decode(data, numthreads=1)
         except Exception as error:  # errors of the libraries, each of a type of its own
             raise UserError(f"{self.format} file of {len(data)} bytes {WRONG} ({error})") from None
         return _checked(x, data)

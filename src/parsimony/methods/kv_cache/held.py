@@ -192,6 +192,61 @@ class Context(KVCache):
         return sum(tensor.numel() * tensor.element_size() for held in self.layers for tensor in held.tensors())
 
 
+class Abreast(KVCache):
+    """Contexts that go on with the same tokens, as rows of one pass: the network's weights are read once for all.
+
+    Parameters
+    ----------
+    contexts : list of Context
+        B of them, over one decoder.
+    """
+
+    plain = uniform = True
+
+    def __init__(self, contexts: list[Context]):
+        self.contexts, self.decoder = contexts, contexts[0].decoder
+        self.alone = torch.eye(len(contexts), dtype=torch.bool, device=self.decoder.device)
+
+    def __len__(self) -> int:
+        """Each context counts its own tokens."""
+        return 0
+
+    def reserve(self, count: int) -> None:
+        """Methods make room themselves."""
+
+    def note_positions(self, positions: Tensor) -> None:
+        """Methods note them themselves, if they need them."""
+
+    def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        B = len(self.contexts)
+        rows = q.view(*q.shape[:2], -1, B, q.shape[3])  # [1, H, R, B, d]
+        ys = [
+            context.attend(layer, rows[:, :, :, b], keys[:, :, b : b + 1], values[:, :, b : b + 1], None)
+            for b, context in enumerate(self.contexts)
+        ]
+        return torch.stack(ys, 3).view_as(q)
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Go on with tokens ([n] int64); logits [B, n, V] behind each of them, and behind the last in each context."""
+        rows = [torch.stack([context.logits for context in self.contexts])]
+        for token in ids:
+            for held in (held for context in self.contexts for held in context.layers):
+                held.read(int(token))
+            positions = torch.tensor([[len(context) for context in self.contexts]], device=ids.device)
+            for context in self.contexts:
+                context.in_order += 1
+            step = token.expand(1, len(self.contexts))
+            rows.append(self.decoder.forward(step, self, positions=positions, tree=self.alone, want="all")[0])
+        for context, logits in zip(self.contexts, rows[-1], strict=True):
+            context.logits = logits
+        return torch.stack(rows, 1)[:, 1:]
+
+    def score(self, true: Tensor) -> Tensor:
+        """Go on with all but the last of tokens ([n] int64); logits [B, n, V] with which each of them is predicted."""
+        first = torch.stack([context.logits for context in self.contexts])
+        return torch.cat((first[:, None], self.extend(true[:-1])), 1)
+
+
 class Holder:
     """The system of a cache method: holds a prefilled context, and generates.
 

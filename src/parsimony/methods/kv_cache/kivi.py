@@ -20,8 +20,8 @@ from parsimony.models.language import Language
 AXES = {"channel": 1, "token": 2}
 """Along which axis of [H, T, d] the groups of a quantisation "per channel" or "per token" run."""
 
-JOIN = 32
-"""Single tokens in codes of their own that are put together; their codes stay."""
+JOIN = 64
+"""A block takes single tokens up to so many; codes stay as they are."""
 
 
 class Kivi:
@@ -77,10 +77,11 @@ class Quantised(Held):
             ready = waiting - waiting % s.residual if per == "channel" else max(waiting - s.residual, 0)
             if ready:
                 blocks = self.blocks[kind]
-                blocks.append(self.code(self.rest[kind][:, :ready], bits, AXES[per]))
+                block = self.code(self.rest[kind][:, :ready], bits, AXES[per])
+                if per == "token" and ready == 1 and blocks and blocks[-1].shape[1] < JOIN:
+                    block = joined([blocks.pop(), block], 1)
+                blocks.append(block)
                 self.rest[kind] = self.rest[kind][:, ready:].clone()
-                if per == "token" and all(block.shape[1] == 1 for block in blocks[-JOIN:]) and len(blocks) >= JOIN:
-                    self.blocks[kind] = [*blocks[:-JOIN], joined(blocks[-JOIN:], 1)]
 
     def code(self, x: Tensor, bits: int, axis: int) -> Codes:
         """A block [H, n, d] in codes."""

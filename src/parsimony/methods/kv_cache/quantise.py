@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,20 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first ``count`` codes of packed bytes."""
-    if 8 % bits:
-        single = unpack(packed, 1, count * bits).view(-1, bits)
-        return (single << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    if 8 % bits:  # eight codes in as many bytes as a code has bits
+        parts = F.pad(packed, (0, -len(packed) % bits)).view(-1, bits).long()
+        words = (parts << torch.arange(0, 8 * bits, 8)).sum(1, keepdim=True)
+        return ((words >> torch.arange(0, 8 * bits, bits)) & (2**bits - 1)).to(torch.uint8).view(-1)[:count]
+    return torch.index_select(_codes_of_bytes(bits), 0, packed.int()).view(torch.uint8)[:count]
+
+
+@cache
+def _codes_of_bytes(bits: int) -> Tensor:
+    """The codes in each byte [256], side by side as one number: looking up is several times faster than shifting."""
+    each = 8 // bits
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return ((packed[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:count]
+    codes = (torch.arange(256, dtype=torch.uint8)[:, None] >> shifts) & (2**bits - 1)
+    return codes.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[each]).view(-1)
 
 
 @dataclass

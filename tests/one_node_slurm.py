@@ -110,8 +110,8 @@ def ask(*command: str) -> str:
     return (done.stdout or done.stderr).strip()
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
+def started(folder: Path):
+    """The cluster, stopped at the end; the test is skipped where there can be none."""
     missing = [tool for tool in TOOLS if not (shutil.which(tool) or Path(f"/usr/sbin/{tool}").exists())]
     if missing:
         pytest.skip(f"no {missing[0]}: install the Debian packages slurm-wlm and munge")
@@ -119,7 +119,7 @@ def slurm(tmp_path_factory):
         pytest.skip("daemons and devices of SLURM need root")
     if CONF.exists() and not CONF.read_text().startswith(MARK):
         pytest.skip(f"{CONF} is somebody else's")
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    cluster = Slurm(folder)
     try:
         cluster.begin()
         yield cluster
