@@ -272,6 +272,8 @@ def objective(network, x) -> float:
 def test_the_shipped_codecs_keep_the_floors_of_their_recipe(architecture):
     key = f"image_codecs_{architecture}"
     row = make_plan([], ROOT).lock[key]
+    if row.source != "shipped":
+        pytest.skip(f"{key} is not shipped; its recipe checks its floors")
     rates = list(zip(row.params["floors"], row.params["most_bits"], strict=True))
     for r, (floor, most) in enumerate(rates, 1):
         codec = ImageCodec.load(ROOT / "results" / "published" / "assets" / key, f"rate_{r}_seed_0")

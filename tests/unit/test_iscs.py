@@ -164,7 +164,10 @@ def test_streams_of_more_slices_than_the_codec_has_are_refused(inputs):
 
 
 def test_the_shipped_codec_gets_better_slice_by_slice(root):
-    row = make_plan([], root).methods["iscs"].assets["samples"]["factorised"]
+    plan = make_plan([], root)
+    row = plan.methods["iscs"].assets["samples"]["factorised"]
+    if plan.lock[row].source != "shipped":
+        pytest.skip(f"{row} is not shipped")
     assets = Inputs({"factorised": root / "results" / "published" / "assets" / row})
     system = Iscs("factorised", 3, groups=10, clustered=False).build(None, assets)
     views = Views.of(system.codec, np.stack([picture(128, 128, seed) for seed in range(3)]))
