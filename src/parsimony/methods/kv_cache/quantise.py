@@ -16,18 +16,18 @@ from parsimony.methods.kv_cache.held import HALF
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes [n] uint8 below 2^bits as bytes [ceil(n * bits / 8)], the first in the lowest bits."""
     if 8 % bits:  # such as 3 bits: bit by bit
-        codes, bits = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8)).reshape(-1) & 1, 1
+        codes, bits = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)).reshape(-1) & 1, 1
     each = 8 // bits
     codes = F.pad(codes, (0, -len(codes) % each)).view(-1, each)
-    return (codes << torch.arange(0, 8, bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (codes << torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first ``count`` codes of packed bytes."""
     if 8 % bits:
         single = unpack(packed, 1, count * bits).view(-1, bits)
-        return (single << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        return (single << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(1, dtype=torch.uint8)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:count]
 
 
