@@ -173,9 +173,8 @@ def test_blocks_near_their_bits_and_fit_again_to_what_was_drawn(folder):
         assert len(facts.block_bits) == sum(each.size for each in encoder.indices)
         assert all((each >= 0).all() and (each < 64).all() for each in encoder.indices)
         assert max(facts.block_bits) < 1.5 * prior.bits
-        assert facts.coded_error >= facts.mean_error
         gaps.append(facts.coded_error - facts.mean_error)
-    assert gaps[1] < 0.7 * gaps[0]
+    assert gaps[0] > 0 and gaps[1] < 0.7 * gaps[0]
 
 
 def test_weights_rise_and_fall_with_the_bits_of_their_block(folder):
