@@ -1,5 +1,6 @@
 """A suite sent through a real SLURM ends with the records of a local run, also when jobs and the node are killed."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def cluster(project, root, slurm):
 
 
 def start(project) -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", *SLURM, *QUICK]
+    command = [sys.executable, "-m", "snakemake", *SLURM, *QUICK, "--max-threads", str(os.cpu_count())]
     return subprocess.Popen(command, cwd=project.folder, env=project.environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 

@@ -27,8 +27,11 @@ except UserError as error:
 
 RESULTS = f"results/{PLAN.name}"
 
-# Of a cell that is timed; a cluster gives as many as it is asked for.
-CORES = workflow.cores or 8
+# Of a cell that is timed: all of this machine's, and 8 of a cluster, where no number is given.
+try:
+    CORES = workflow.cores
+except WorkflowError:
+    CORES = 8
 
 # Where Python is and how the suite was chosen are no part of a job's identity: moving the environment reruns nothing.
 shell.prefix(
