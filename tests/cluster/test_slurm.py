@@ -47,6 +47,7 @@ def counted(project) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_killed_jobs_and_a_killed_node_change_no_record(cluster, slurm):
     run = start(cluster)
     try:
