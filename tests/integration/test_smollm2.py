@@ -39,7 +39,7 @@ def model(folder):
 
 
 def test_logits_match_transformers(folder, model):
-    """As near the exact (float64) logits as float32 of transformers: on average, and to 1e-5 of the largest, 37."""
+    """As near the exact (float64) logits as float32 of transformers: on average, and to 5e-6 of the largest, 37."""
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, local_files_only=True).eval()
     ids = model.chat([{"role": "user", "content": REQUESTS[1]}])[None]
@@ -48,7 +48,7 @@ def test_logits_match_transformers(folder, model):
         rounding = float((theirs(ids).logits - expected).square().mean().sqrt())
     ours = model.decoder.prefill(ids, model.decoder.cache(64), want="all", chunk=16)
     assert float((ours - expected).square().mean().sqrt()) < 1.5 * rounding < 5e-5
-    torch.testing.assert_close(ours.double(), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(ours.double(), expected, atol=5e-6 * float(expected.abs().max()), rtol=0)
     with torch.inference_mode():
         tokens = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
                                  pad_token_id=2)[0, ids.shape[1] :]  # fmt: skip
