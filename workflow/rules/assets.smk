@@ -6,7 +6,6 @@ rule asset:
         "resources/{asset}/manifest.json",
     log:
         "results/logs/assets/{asset}.log",
-    retries: 2
     conda:
         "../../envs/parsimony.yaml"
     threads: 1  # small networks gain more from training side by side than from a second core
@@ -22,6 +21,7 @@ rule asset:
 use rule asset as download with:
     output:
         f"resources/{{asset,{one_of(DOWNLOADS)}}}/manifest.json",
+    retries: 2
 
 
 ruleorder: download > asset

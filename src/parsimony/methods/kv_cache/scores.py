@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parsimony.methods.kv_cache.held import Prefilled
 
-ROWS = 256
-"""Queries at a time, so that no T by T matrix is held."""
-
-
-def weights(prefilled: Prefilled, layer: int, first: int) -> Iterator[Tensor]:
-    """Attention weights [H, R, n, T] of the queries from ``first`` on, some rows at a time."""
-    K, T = prefilled.keys[layer], len(prefilled)
-    for begin in range(first, T, ROWS):
-        q = prefilled.queries[layer][:, :, begin : begin + ROWS]
-        scores = q @ K[:, None].mT / K.shape[-1] ** 0.5
-        later = torch.arange(T) > torch.arange(begin, begin + q.shape[2])[:, None]
-        yield scores.masked_fill(later, -torch.inf).softmax(-1)
+ROWS = 32
+"""Queries at a time: their weights of all heads fit the cache of a core, and no T by T matrix is held."""
 
 
 def received(prefilled: Prefilled, layer: int, first: int = 0) -> Tensor:
     """Attention [H, T] each token got from the queries from ``first`` on, summed; the mean over a group's heads."""
-    return sum(part.mean(1).sum(1) for part in weights(prefilled, layer, first))
+    K, T = prefilled.keys[layer], len(prefilled)
+    queries = prefilled.queries[layer] / K.shape[-1] ** 0.5  # [H, R, T, d]
+    got = K.new_zeros(len(K), T, dtype=torch.float32)
+    for begin in range(first, T, ROWS):
+        end = min(begin + ROWS, T)
+        q = queries[:, :, begin:end]
+        scores = (q.flatten(1, 2) @ K[:, :end].mT).unflatten(1, q.shape[1:3])  # [H, R, n, end]
+        later = torch.ones(end - begin, end - begin, dtype=torch.bool).triu(1)
+        scores[..., begin:].masked_fill_(later, -torch.inf)
+        got[:, :end] += scores.softmax(-1).sum((1, 2)) / q.shape[1]
+    return got
 
 
 def pooled(scores: Tensor, kernel: int, kind: str) -> Tensor:
