@@ -262,6 +262,31 @@ def test_training_lowers_its_objective_and_the_seed_decides(K):
 
 
 @torch.no_grad()
+def test_a_network_begins_as_principal_components_whose_inverse_is_its_synthesis():
+    squares = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = CodecNetwork(48, 192)  # as many channels as two layers of blocks have values
+    recipe.principal(network, squares)
+    down, up = network.g_a[::2], list(network.g_s[::2])
+    made = up[3](up[2](down[1](down[0](squares))))
+    assert torch.allclose(made, squares, atol=1e-4)
+    parts = down[0](squares)[:, :12].transpose(0, 1).flatten(1)
+    covariance = torch.cov(parts)
+    assert (covariance - covariance.diag().diag()).abs().max() < 0.05 * covariance.max()  # of other draws of images
+
+
+@torch.no_grad()
+def test_folding_the_gain_changes_no_image_and_no_rate():
+    network, x = CodecNetwork(4, 6), torch.rand(2, 3, 32, 32)
+    network.gain = 16.0
+    torch.manual_seed(0)
+    x_hat, rate = network(x)
+    network.fold()
+    torch.manual_seed(0)
+    folded, folded_rate = network(x)
+    assert network.gain == 1 and torch.allclose(folded, x_hat, atol=1e-5) and torch.allclose(folded_rate, rate)
+
+
+@torch.no_grad()
 def objective(network, x) -> float:
     torch.manual_seed(5)
     x_hat, bits = network(x)

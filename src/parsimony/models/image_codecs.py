@@ -152,6 +152,15 @@ class CodecNetwork(nn.Module):
                 _up(K, K), nn.LeakyReLU(), _up(K, K), nn.LeakyReLU(), nn.Conv2d(K, 2 * M, 3, 1, 1)
             )  # fmt: skip
         self.prior = FactorisedPrior(K or M)
+        self.gain = 1.0
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Move ``gain``, by which latents are wider in training than the layers make them, into the layers."""
+        for parameter in self.g_a[-1].parameters():
+            parameter *= self.gain
+        self.g_s[0].weight /= self.gain
+        self.gain = 1.0
 
     @property
     def stride(self) -> int:
@@ -160,12 +169,13 @@ class CodecNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction of images [B, 3, H, W] with values 0 to 1, and their bits, with noise for rounding."""
-        y = self.g_a(x)
+        y = self.gain * self.g_a(x)
         noisy = y + torch.rand_like(y) - 0.5
+        x_hat = self.g_s(noisy / self.gain)
         if not self.K:
-            return self.g_s(noisy), self.prior.bits(noisy)
+            return x_hat, self.prior.bits(noisy)
         z = self.h_a(y)
         z = z + torch.rand_like(z) - 0.5
         scale, mean = self.h_s(z).chunk(2, 1)
         likelihood = gaussian_likelihood(noisy - mean, _Floor.apply(scale, float(SCALES[0])))
-        return self.g_s(noisy), self.prior.bits(z) + bits(likelihood).sum()
+        return x_hat, self.prior.bits(z) + bits(likelihood).sum()

@@ -9,6 +9,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from safetensors.numpy import save_file
@@ -24,7 +25,7 @@ from parsimony.recipes.task_mix import schedule
 
 def train(
     out: Path, inputs: dict[str, Path], data: list[str], N: int, M: int, K: int, lambdas: list[float], base: int,
-    seeds: int, updates: int, seed_updates: int, tuning: int, batch: int, side: int, rate: float,
+    seeds: int, updates: int, seed_updates: int, tuning: int, batch: int, side: int, rate: float, gain: float,
     floors: list[float], most_bits: list[float],
 ):  # fmt: skip
     """Train one architecture and write ``codecs.safetensors`` with networks ``rate_<r>_seed_<s>``.
@@ -41,6 +42,8 @@ def train(
         Weight of 255^2 times the mean squared error, against bits a pixel; rate 1 is the first.
     updates, seed_updates, tuning : int
         For the first network, for that of another seed, and for another rate.
+    gain : float
+        By which latents are multiplied, so that rounding begins with steps of 1 / gain; see `CodecNetwork.fold`.
     floors, most_bits : list of float
         Least PSNR and most bits a pixel of each rate's real streams of a photograph that nothing is trained on.
 
@@ -54,6 +57,8 @@ def train(
     for seed in range(seeds):
         torch.manual_seed(seed)
         network = CodecNetwork(N, M, K)
+        network.gain = gain
+        principal(network, squares.float() / 255)
         steps = seed_updates if seed else updates
         networks[f"rate_{base}_seed_{seed}"] = fit(network, squares, lambdas[base - 1], steps, seed, **settings)
     for r, lagrangian in enumerate(lambdas, 1):
@@ -62,6 +67,7 @@ def train(
             networks[f"rate_{r}_seed_0"] = fit(network, squares, lagrangian, tuning, 100 + r, **settings)
     arrays = {}
     for name, network in networks.items():
+        network.fold()
         arrays |= export(network, name)
     if K:
         arrays |= {f"gaussians.{key}": array for key, array in Tables.of_gaussians().arrays().items()}
@@ -81,6 +87,30 @@ def train(
         raise UserError(f"rates and qualities of the trade-offs do not rise with lambda: {found}")
 
 
+@torch.no_grad()
+def principal(network: CodecNetwork, x: Tensor) -> None:
+    """Let each layer begin as principal components of 2 by 2 blocks of the one before it, and synthesis as the inverse.
+
+    Thousands of updates from random weights do not reach what this linear transform of images [n, 3, H, W] does.  The
+    components are those of images drawn with replacement, in random order, so that seeds begin at other places.
+    """
+    x = x[torch.randint(len(x), (len(x),))]
+    for down, up in zip(network.g_a[::2], reversed(network.g_s[::2]), strict=True):
+        mean = x.mean((0, 2, 3))
+        blocks = F.pixel_unshuffle(x - mean[:, None, None], 2)  # [n, 4 C, H / 2, W / 2]
+        covariance = torch.cov(blocks.transpose(0, 1).flatten(1))
+        V = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : down.out_channels]  # [4 C, k]
+        V = V[:, torch.randperm(V.shape[1])]
+        kernels = V.T.unflatten(1, (-1, 2, 2))  # [k, C, 2, 2]
+        k = len(kernels)
+        # Taps 2 and 3 of five are the block itself.  Channels beyond k, of random weights, take no part yet.
+        down.weight[:k] = F.pad(kernels, (2, 1, 2, 1))
+        down.bias[:k] = -kernels.sum((2, 3)) @ mean
+        up.weight[:k] = F.pad(kernels, (2, 1, 2, 1))
+        up.bias[:] = mean
+        x = F.pad(down(x)[:, :k], (0, 0, 0, 0, 0, down.out_channels - k))
+
+
 def fit(network: CodecNetwork, squares: Tensor, lagrangian: float, updates: int, seed: int, batch: int, side: int,
         rate: float) -> CodecNetwork:  # fmt: skip
     """Minimise lambda 255^2 MSE + bits a pixel with Adam; the prior's quantiles are fitted by an Adam of their own."""
@@ -88,7 +118,8 @@ def fit(network: CodecNetwork, squares: Tensor, lagrangian: float, updates: int,
     torch.manual_seed(seed)
     quantiles = [network.prior.quantiles]
     weights = [p for name, p in network.named_parameters() if name != "prior.quantiles"]
-    optimiser, auxiliary = torch.optim.Adam(weights, lr=rate), torch.optim.Adam(quantiles, lr=10 * rate)
+    optimiser = torch.optim.Adam(weights, lr=rate, betas=(0.9, 0.99))
+    auxiliary = torch.optim.Adam(quantiles, lr=10 * rate)
     for n in range(updates):
         for group in optimiser.param_groups:
             group["lr"] = rate * schedule(n, updates)
