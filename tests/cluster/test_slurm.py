@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -58,9 +59,8 @@ def test_killed_jobs_and_a_killed_node_change_no_record(cluster, slurm):
         assert "gpu" in subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
         subprocess.run(["scancel", "--signal=KILL", "--full", job], check=True)
         time.sleep(4)
-        job = _running(slurm, run)[0]
-        slurm.kill("slurmd")
-        subprocess.run(["pkill", "-KILL", "-f", f"slurmstepd: .*{job.split('_')[0]}"])
+        _running(slurm, run)
+        _lose_power(slurm)
         subprocess.run(["scontrol", "update", "nodename=localhost", "state=down", "reason=killed"], check=True)
         time.sleep(3)
         slurm.start("slurmd", "-D", "-N", "localhost")
@@ -75,6 +75,15 @@ def test_killed_jobs_and_a_killed_node_change_no_record(cluster, slurm):
     shutil.rmtree(cluster.folder / "results/tiny")
     cluster.snakemake("--executor", "local")
     assert counted(cluster) == through_slurm and len(through_slurm) > 100
+
+
+def _lose_power(slurm) -> None:
+    """End the node's daemon and every process of its jobs, whose outputs nobody is left to remove or report."""
+    steps = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "slurmstepd"]
+    processes = [*steps, *(child for step in steps for child in step.children(recursive=True))]
+    slurm.kill("slurmd")
+    for process in processes:
+        process.kill()
 
 
 def _running(slurm, run, seconds: float = 300) -> list[str]:
