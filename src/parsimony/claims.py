@@ -19,8 +19,9 @@ def ledger(papers: dict[str, Paper], summary: pd.DataFrame) -> list[dict]:
     """One row a claim: as published, as measured, and the verdict.
 
     A claim without a check needs hardware that this suite does not have (or its study is not built: not implemented);
-    so does a check whose records the suite has not measured.  The point estimate decides; the note says where the
-    interval crosses the threshold, and where the scale differs.
+    so does a check whose records the suite has not measured.  What was measured but has no value, as a curve without a
+    rate at equal quality, is not reproduced, for the reason in the note.  The point estimate decides; the note says
+    where the interval crosses the threshold, and where the scale differs.
     """
     rows = []
     for key, paper in papers.items():
@@ -76,6 +77,8 @@ def _judge(paper: Paper, check: Check | None, summary: pd.DataFrame) -> dict:
     left = find(check.left, summary)
     right = find(check.right, summary) if isinstance(check.right, Quantity) else {"value": check.right}
     if left is None or right is None:
+        if reason := undefined(check, summary):
+            return nothing | {"verdict": "not reproduced", "note": f"{reason}. {check.scale}".strip()}
         return nothing | {"verdict": "needs hardware", "note": "not measured in this suite"}
     threshold = right["value"] * check.factor
     holds = RELATIONS[check.relation](left["value"], threshold)
@@ -89,6 +92,16 @@ def _judge(paper: Paper, check: Check | None, summary: pd.DataFrame) -> dict:
     found = {"ours": ours["value"], "low": ours["low"], "high": ours["high"], "n": int(left["n"])}
     verdict = "reproduced" if holds else "not reproduced"
     return found | {"verdict": verdict, "note": " ".join(filter(None, notes))}
+
+
+def undefined(check: Check, summary: pd.DataFrame) -> str:
+    """Why a quantity of the check has no value though its cells were measured; empty where that is not so."""
+    for wanted in filter(lambda side: isinstance(side, Quantity), (check.left, check.right)):
+        mine = summary[["quantity", "method", "benchmark"]] == [wanted.quantity, wanted.method, wanted.benchmark]
+        reasons = summary[mine.all(axis=1) & summary["value"].isna() & (summary["reason"] != "")]["reason"]
+        if find(wanted, summary) is None and len(reasons):
+            return f"{wanted.method} has no {wanted.quantity}: {reasons.iloc[0]}"
+    return ""
 
 
 def find(wanted: Quantity, summary: pd.DataFrame) -> dict | None:

@@ -26,17 +26,18 @@ def curves(summary: pd.DataFrame, quality: str) -> dict[tuple[str, str, str], pd
 def compared(summary: pd.DataFrame, quality: str) -> dict[tuple[str, str, str], dict[str, float]]:
     """By model, benchmark and method: ``bd_rate`` in percent against the anchor, and ``low`` and ``high`` quality.
 
-    Curves are averaged over items before they are compared; what has too few points, or no quality in common with the
-    anchor, is left out.
+    Curves are averaged over items before they are compared.  One that has no rate at equal quality, as it shares none
+    with the anchor or gets worse as it spends more, has the ``reason`` alone; one of too few points is left out.
     """
     found, all_curves = {}, curves(summary, quality)
     for (model, benchmark, method), curve in all_curves.items():
         anchor = all_curves.get((model, benchmark, ANCHOR))
-        if anchor is None or method == ANCHOR:
+        if anchor is None or method == ANCHOR or min(len(anchor), len(curve)) < ENOUGH:
             continue
         try:
             value = bd_rate(anchor[RATE], anchor[quality], curve[RATE], curve[quality])
-        except UserError:
+        except UserError as error:
+            found[model, benchmark, method] = {"reason": str(error)}
             continue
         low = max(anchor[quality].min(), curve[quality].min())
         high = min(anchor[quality].max(), curve[quality].max())
@@ -51,8 +52,8 @@ def bd_rates(summary: pd.DataFrame, qualities: dict[str, str]) -> list[pd.DataFr
         for (model, benchmark, method), found in compared(summary, quality).items():
             mine = summary[(summary["benchmark"] == benchmark) & (summary["method"] == method)]
             row = {"model": model, "benchmark": benchmark, "method": method, "point": "curve", "category": "all"}
-            row |= {"quantity": quantity, "value": found["bd_rate"], "low": np.nan, "high": np.nan}
-            rows.append(row | {"n": mine["n"].max(), "unit": "%", "status": "ok", "reason": ""})
+            row |= {"quantity": quantity, "value": found.get("bd_rate", np.nan), "low": np.nan, "high": np.nan}
+            rows.append(row | {"n": mine["n"].max(), "unit": "%", "status": "ok", "reason": found.get("reason", "")})
     return [pd.DataFrame(rows)] if rows else []
 
 

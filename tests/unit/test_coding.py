@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from parsimony import rate_distortion
+from parsimony import claims, rate_distortion
 from parsimony.assets.photographs import cut
 from parsimony.benchmarks.coding import payload
 from parsimony.benchmarks.digits_lossless import DigitsLossless
 from parsimony.benchmarks.photographs import Photographs, ms_ssim_db, psnr
 from parsimony.benchmarks.photographs_lossless import PhotographsLossless
+from parsimony.config import Check
 from parsimony.errors import UserError
 from parsimony.methods.image.classic import ImagecodecsCodec, PillowCodec, jpegls_size, jpegxl_size
 from parsimony.methods.lossless.general import General
 from parsimony.report import figures, tables
+from parsimony.report import rate_distortion as rate_distortion_report
 from parsimony.stats import summarise
 
 PNG, JPEG = PillowCodec("PNG", True), PillowCodec("JPEG", False, 90)
@@ -214,10 +216,20 @@ def test_curves_are_compared_with_the_anchor_in_table_and_figure(tmp_path):
     assert len(data) == 2 * 3 * 5 and set(data["quality"]) == {"psnr", "ms_ssim_db"}
 
 
-def test_curves_that_cannot_be_compared_are_left_out():
+def test_curves_that_cannot_be_compared_have_no_value_and_say_why():
     rate, quality = np.array([1, 2, 4, 8.0]), np.array([30, 33, 32, 39.0])
     with pytest.raises(UserError, match="rises with the rate"):
         rate_distortion.bd_rate(rate, np.sort(quality), rate, quality)
     frame = records({"jpeg": 1.0, "webp": 0.5})
     few = frame[(frame["method"] == "jpeg") | frame["point"].isin(["q_0", "q_1", "q_2"])]
     assert "bd_rate_psnr" not in set(summarise(few)["quantity"])
+    worse = frame.copy()
+    worse.loc[(frame["method"] == "webp") & (frame["point"] == "q_3") & (frame["metric"] == "psnr"), "value"] = 20.0
+    summary = summarise(worse)
+    [row] = summary[summary["quantity"] == "bd_rate_psnr"].to_dict("records")
+    assert np.isnan(row["value"]) and "rises with the rate" in row["reason"]
+    assert "rises with the rate" in rate_distortion_report.table(summary)[1][0][2]
+    left = {"quantity": "bd_rate_psnr", "method": "webp", "benchmark": "photographs"}
+    check = Check.model_validate({"left": left, "relation": "<", "right": 0})
+    assert claims.undefined(check, summary).startswith("webp has no bd_rate_psnr: a BD-rate needs")
+    assert not claims.undefined(check, summarise(frame)) and not claims.undefined(check, summarise(few))

@@ -116,3 +116,12 @@ def test_a_claim_may_compare_two_methods():
     assert claims.ledger({"k": claim(check)}, summary)[0]["verdict"] == "reproduced"
     assert claims.ledger({"k": claim(None)}, summary)[0]["verdict"] == "needs hardware"
     assert claims.ledger({"k": claim(check)}, summary.iloc[:0])[0]["note"] == "not measured in this suite"
+
+
+def test_a_claim_on_a_curve_without_a_value_is_not_reproduced_and_says_why():
+    rows = [{"quantity": "bd_rate_psnr", "method": "x", "benchmark": "b", "category": "all", "value": np.nan}]
+    summary = pd.DataFrame(rows).assign(point="curve", reason="it gets worse")
+    left = {"quantity": "bd_rate_psnr", "method": "x", "benchmark": "b"}
+    check = Check.model_validate({"left": left, "relation": "<", "right": 0, "scale": "Small."})
+    (row,) = claims.ledger({"k": claim(check)}, summary)
+    assert row["verdict"] == "not reproduced" and row["note"] == "x has no bd_rate_psnr: it gets worse. Small."

@@ -1,4 +1,4 @@
-# A rule a size, so that the jobs of a SLURM array ask the same.
+# A rule a size, so that jobs which ask alike could go out as one array (docs/decisions/005).
 for size, cells in SIZES.items():
 
     rule:

@@ -53,12 +53,13 @@ def train(
         When a network is below its floor, or rates and qualities do not rise with lambda.
     """
     squares = torch.from_numpy(np.concatenate([crops(inputs[key], "train")[1] for key in data])).permute(0, 3, 1, 2)
+    pictures = squares.float() / 255
     settings, networks = dict(batch=batch, side=side, rate=rate), {}
     for seed in range(seeds):
         torch.manual_seed(seed)
         network = CodecNetwork(N, M, K)
         network.gain = gain
-        principal(network, squares.float() / 255)
+        principal(network, pictures)
         steps = seed_updates if seed else updates
         networks[f"rate_{base}_seed_{seed}"] = fit(network, squares, lambdas[base - 1], steps, seed, **settings)
     for r, lagrangian in enumerate(lambdas, 1):

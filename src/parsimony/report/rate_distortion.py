@@ -35,7 +35,7 @@ def draw(summary: pd.DataFrame, context: dict):
         axes.set_xlabel("bits per pixel")
         axes.set_ylabel(f"{QUANTITIES[quality].title} ({QUANTITIES[quality].unit})")
         axes.grid(linewidth=0.3, color="#cccccc")
-    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure, pd.concat(frames)
 
 
@@ -46,8 +46,9 @@ def table(summary: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for model, benchmark, method in sorted(set().union(*found.values())):
         row = [words(method), str(len(curves(summary, next(iter(found)))[model, benchmark, method]))]
         for quality in found:
-            if (each := found[quality].get((model, benchmark, method))) is None:
-                row.append("\u2014 (no common curve)")
+            each = found[quality].get((model, benchmark, method), {"reason": "not measured"})
+            if "reason" in each:
+                row.append(f"\u2014 ({each['reason'].split(';')[0]})")
             else:
                 row.append(f"{each['bd_rate']:+.1f} % [{each['low']:.1f}, {each['high']:.1f} dB]")
         rows.append(row)
