@@ -14,6 +14,7 @@ import yaml
 from parsimony import fingerprint
 from parsimony.config import Asset, Benchmark, Method, Model, Paper, Suite, nearest, parse
 from parsimony.errors import UserError
+from parsimony.rows import read_rows
 
 GROUPS = {"model": Model, "method": Method, "benchmark": Benchmark}
 
@@ -176,7 +177,10 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
-    """The suite's name and the composed, untyped configuration of all groups but the papers."""
+    """The suite's name and the composed, untyped configuration of all groups but the papers.
+
+    Hydra takes seconds for hundreds of rows, so that it composes the suite and the rows that overrides name only.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -186,17 +190,23 @@ def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
 
     configs = root / "configs"
     keys = {group: sorted(f.stem for f in (configs / group).glob("*.yaml")) for group in GROUPS}
-    everything = [f"+{group}@{group}.{key}={key}" for group in keys for key in keys[group]]
+    named = {tuple(override.lstrip("+~").partition("=")[0].split(".")[:2]) for override in overrides}
+    through = [(group, key) for group in keys for key in keys[group] if (group, key) in named]
+    rows = [f"+{group}@{group}.{key}={key}" for group, key in through]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs), version_base="1.3"):
-            composed = hydra_compose("config", overrides=everything + overrides, return_hydra_config=True)
+            composed = hydra_compose("config", overrides=rows + overrides, return_hydra_config=True)
             name = composed.hydra.runtime.choices.suite
-            raw = {key: OmegaConf.to_container(composed[key], resolve=True) for key in ("suite", *GROUPS)}
+            present = [key for key in ("suite", *GROUPS) if key in composed]
+            raw = {key: OmegaConf.to_container(composed[key], resolve=True) for key in present}
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error, overrides, configs)) from None
     except yaml.YAMLError as error:
         raise UserError(f"a file under {configs} is not YAML: {' '.join(str(error).split())}") from None
+    for group in GROUPS:
+        plain = {key: read_rows(configs / group / f"{key}.yaml") for key in keys[group] if (group, key) not in through}
+        raw[group] = dict(sorted((plain | raw.get(group, {})).items()))
     return name, raw
 
 
@@ -208,7 +218,7 @@ def read_papers(root: Path, keys: Iterable[str] | None = None, where: str = "") 
     for key in known if keys is None else keys:
         if key not in known:
             raise UserError(f"{where}: no paper {key!r} in configs/paper{nearest(key, known)}")
-        papers[key] = parse(Paper, _yaml(folder / f"{key}.yaml"), f"configs/paper/{key}.yaml")
+        papers[key] = parse(Paper, read_rows(folder / f"{key}.yaml"), f"configs/paper/{key}.yaml")
     return papers
 
 
@@ -219,6 +229,11 @@ def read_lock(root: Path) -> dict[str, Asset]:
     return read(root / "configs" / "assets.lock.yaml")
 
 
+def _sources(lock: dict[str, Asset], key: str) -> set[str]:
+    """Where an asset and what it is made of come from."""
+    return {lock[key].source}.union(*(_sources(lock, needed) for needed in lock[key].requires))
+
+
 def asset_version(lock: dict[str, Asset], key: str) -> str:
     """Hash of an asset's lock row, of the code that makes it, and of its inputs."""
     row = lock[key]
@@ -226,13 +241,6 @@ def asset_version(lock: dict[str, Asset], key: str) -> str:
     code = fingerprint.code_version(row.origin) if made else ""
     content = row.model_dump(mode="json", exclude={"note", "licence"})
     return fingerprint.combine([content, code, [asset_version(lock, needed) for needed in row.requires]])
-
-
-def _yaml(path: Path):
-    try:
-        return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _sentence(error: Exception, overrides: list[str], configs: Path) -> str:
@@ -259,7 +267,7 @@ def _hint(key: str, configs: Path) -> str:
     known = [file.stem for file in (configs / parts[0]).glob("*.yaml")]
     if len(parts) > 1 and parts[1] not in known:
         return f"no {parts[0]} {parts[1]!r}{nearest(parts[1], known)}"
-    node = _yaml(configs / parts[0] / f"{parts[1]}.yaml") if len(parts) > 1 else {}
+    node = read_rows(configs / parts[0] / f"{parts[1]}.yaml") if len(parts) > 1 else {}
     for part in parts[2:]:
         if not isinstance(node, dict) or part not in node:
             return f"configs/{parts[0]}/{parts[1]}.yaml has no key {part!r}{nearest(part, node or [])}"
@@ -331,7 +339,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     assets = list(dict.fromkeys([*([weights] if weights else []), *b.assets, *extra]))
     for key in assets:
         _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
-    allowed = tuple(key for key in assets if plan.lock[key].source in plan.suite.sources)
+    allowed = tuple(key for key in assets if _sources(plan.lock, key) <= set(plan.suite.sources))
     asked = wanted.get((model, method, benchmark), {}).values()
     chosen = set().union(*asked) if asked and None not in asked else set(m.points)
     points = tuple(p for p in m.points if p in chosen and p in plan.suite.points.get(method, m.points))

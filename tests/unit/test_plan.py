@@ -12,6 +12,7 @@ from parsimony.config import Paper, Suite, parse, schemas
 from parsimony.errors import UserError
 from parsimony.instantiate import instantiate
 from parsimony.plan import make_plan, read_papers
+from parsimony.rows import read_rows
 
 
 @pytest.fixture
@@ -51,6 +52,8 @@ def test_planning_imports_neither_torch_nor_transformers(root):
         (["suite=quik"], ["configs/suite/quik.yaml", "did you mean 'quick'"]),
         (["method.token_recycling.params.hott=1"], ["token_recycling.yaml", "'hott'", "did you mean 'hot'"]),
         (["methd.greedy.lossless=true"], ["methd"]),
+        (["method.tokn_recycling.params.hot=1"], ["no method 'tokn_recycling'", "did you mean 'token_recycling'"]),
+        (["suite.pers=[]"], ["'pers'", "did you mean 'peers'"]),
     ],
 )
 def test_a_wrong_override_names_the_nearest(root, overrides, words):
@@ -81,6 +84,44 @@ def test_a_wrong_file_gives_one_sentence(copy, file, old, new, words):
         make_plan([], copy)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_override_changes_a_value_and_may_add_a_row(root):
+    row = [
+        "_target_=parsimony.methods.autoregressive.greedy.Greedy",
+        "family=image",
+        "implements=[Codec]",
+        "points={a: {}}",
+    ]
+    added = [f"+method.again.{part}" for part in row]
+    plan = make_plan(["method.token_recycling.params.hot=false", "suite.papers=[token_recycling]", *added], root)
+    assert plan.methods["token_recycling"].params["hot"] is False and plan.methods["again"].points == {"a": {}}
+    assert list(plan.methods) == sorted(plan.methods)
+
+
+def test_rows_are_read_as_hydra_reads_them(root, tmp_path):
+    from omegaconf import OmegaConf
+
+    files = [file for group in ("method", "benchmark", "model", "suite", "paper") for file in
+             (root / "configs" / group).glob("*.yaml")]  # fmt: skip
+    assert all(read_rows(file) == OmegaConf.to_container(OmegaConf.load(file)) for file in files)
+    file = tmp_path / "row.yaml"
+    file.write_text("{a: 1e-7, b: -2E+3, c: 1.5e3, d: 1e, e: 'x'}")
+    assert read_rows(file) == {"a": 1e-7, "b": -2000.0, "c": 1500.0, "d": "1e", "e": "x"}
+    file.write_text("a: 1\nb: {c: 1, c: 2}\n")
+    with pytest.raises(UserError, match="row.yaml is not YAML: key 'c' stands twice"):
+        read_rows(file)
+    file.write_text("a: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UserError, match="not YAML: could not determine a constructor"):
+        read_rows(file)
+
+
+def test_what_is_made_of_excluded_sources_is_excluded(root):
+    quick, local = make_plan([], root), make_plan(["suite=local"], root)
+    cell = "photographs--samples--jpeg"
+    assert quick.lock["photographs_debian"].source == "generated"
+    assert quick.cells[cell].assets == ("photographs",)
+    assert local.cells[cell].assets == ("photographs", "photographs_debian")
 
 
 def test_a_comment_changes_no_version_and_a_value_does(copy):

@@ -10,6 +10,7 @@ import yaml
 
 from parsimony.config import Asset, nearest, parse
 from parsimony.errors import UserError
+from parsimony.rows import read_rows
 
 
 def read_lock(path: Path) -> dict[str, Asset]:
@@ -21,11 +22,9 @@ def read_lock(path: Path) -> dict[str, Asset]:
         Naming the row and the key that is wrong.
     """
     try:
-        rows = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        rows = read_rows(Path(path)) or {}
     except FileNotFoundError:
         raise UserError(f"there is no lock file {path}; run inside a checkout, or `git checkout -- {path}`") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(rows, dict):
         raise UserError(f"{path} must map asset keys to rows, not hold a {type(rows).__name__}")
     lock = {key: parse(Asset, row, f"configs/{Path(path).name}, asset {key!r}") for key, row in rows.items()}
