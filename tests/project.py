@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -45,6 +46,12 @@ class Project:
         })  # fmt: skip
         config = folder / "configs" / "config.yaml"
         config.write_text(config.read_text().replace("suite: quick", "suite: tiny"))
+
+    def copied(self, folder: Path) -> "Project":
+        """A copy of the copy as it is now, in a folder that is there and empty."""
+        other = copy(self)
+        other.folder = shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return other
 
     def edit_lock(self, assets: Path) -> None:
         path = self.folder / "configs" / "assets.lock.yaml"

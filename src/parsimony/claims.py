@@ -9,7 +9,7 @@ from collections import Counter
 import pandas as pd
 
 from parsimony.config import Check, Paper, Quantity
-from parsimony.stats import QUANTITIES
+from parsimony.quantities import QUANTITIES
 
 RELATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 VERDICTS = ("reproduced", "not reproduced", "needs hardware", "not implemented")

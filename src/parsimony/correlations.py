@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from parsimony.config import Correlation
-from parsimony.stats import ENOUGH, KEYS, LEVEL, QUANTITIES, measurable, resampled_values, wide_by_system
+from parsimony.quantities import QUANTITIES
+from parsimony.stats import ENOUGH, KEYS, LEVEL, measurable, resampled_values, wide_by_system
 
 ALL = "every_codec"
 """What stands for the method in rows that are of several."""

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import pytest
+from project import Project
 
 from parsimony import records
 
@@ -14,14 +15,20 @@ NEEDS = ("latency--smollm2_135m_instruct--greedy", "spec_mix--smollm2_135m_instr
 ASSETS = ("smollm2_135m_instruct", "gsm8k_sample", "smollm2_recycling_calibration")
 
 
-@pytest.fixture
-def ready(project):
-    """Everything that the cell needs is there."""
+@pytest.fixture(scope="module")
+def prepared(root, tiny_folder, tmp_path_factory):
+    """A project in which everything that the cell needs is there."""
+    project = Project(tmp_path_factory.mktemp("prepared"), root, tiny_folder)
     for asset in ASSETS:
         assert project.parsimony("asset", asset)[0] == 0
     for cell in NEEDS:
         assert project.parsimony("cell", cell)[0] == 0
     return project
+
+
+@pytest.fixture
+def ready(prepared, tmp_path):
+    return prepared.copied(tmp_path)
 
 
 def published(project):

@@ -17,7 +17,7 @@ from parsimony.methods.kv_cache.full import Full
 from parsimony.methods.kv_cache.kivi import Kivi
 from parsimony.methods.kv_cache.streaming_llm import StreamingLLM
 from parsimony.plan import make_plan
-from parsimony.stats import QUANTITIES
+from parsimony.quantities import QUANTITIES
 
 KEYS = (
     "cache_generation",

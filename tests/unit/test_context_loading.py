@@ -17,7 +17,7 @@ from parsimony.methods.kv_cache.full import Full
 from parsimony.methods.kv_cache.held import prefill
 from parsimony.methods.kv_cache.kivi import Kivi
 from parsimony.methods.kv_cache.streaming import Arriving, arrival, deliver
-from parsimony.stats import QUANTITIES
+from parsimony.quantities import QUANTITIES
 
 T, CHUNK = 80, 20
 LINKS = np.array([[5.0, 0.002, 5.0, 1e-5], [1e-5] * 4, [10.0] * 4])

@@ -25,7 +25,8 @@ from parsimony.models import ocr
 from parsimony.models.efficientnet_lite import EfficientNetLite, convert, feature_distance
 from parsimony.models.whisper import edits, words
 from parsimony.plan import make_plan, read_papers
-from parsimony.stats import QUANTITIES, estimate
+from parsimony.quantities import QUANTITIES
+from parsimony.stats import estimate
 
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 """Of the depthwise convolutions of EfficientNet-B0, in order."""

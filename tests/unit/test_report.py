@@ -7,8 +7,8 @@ import pytest
 from synthetic import write_report_of
 
 from parsimony.plan import make_plan, read_papers
+from parsimony.quantities import QUANTITIES
 from parsimony.report.tables import where_it_pays
-from parsimony.stats import QUANTITIES
 
 
 @pytest.fixture(scope="module")

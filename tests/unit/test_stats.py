@@ -7,7 +7,8 @@ import pytest
 from parsimony import claims, rate_distortion
 from parsimony.config import Check, Paper
 from parsimony.errors import UserError
-from parsimony.stats import QUANTITIES, estimate, paired_difference, pareto, summarise, tie_group
+from parsimony.quantities import QUANTITIES
+from parsimony.stats import estimate, paired_difference, pareto, summarise, tie_group
 
 
 def timed(n, ratio, noise, seed):

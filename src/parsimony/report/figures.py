@@ -10,10 +10,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from parsimony.quantities import QUANTITIES
 from parsimony.rate_distortion import RATE
 from parsimony.report import channels, rate_distortion
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
-from parsimony.stats import QUANTITIES, pareto
+from parsimony.stats import pareto
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -26,7 +27,7 @@ ONE = {
     "speedup_peer": "peer",
 }
 """Quantities with a line at 1, and what stands there."""
-RATES = (RATE, "bits_per_sample")
+RATES = (RATE, "payload_per_pixel", "bits_per_sample")
 """Quantities along which the points of a method are one curve."""
 FEW = 8
 """Up to so many operating points all carry their names; beyond, those on the front."""
@@ -215,6 +216,9 @@ def _curve(data, summary, records, wanted, kind, name, stem, context) -> list[Pa
         axes.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=0.7)
     if wanted.quantity in ONE:
         axes.axhline(1.0, color="#333333", linewidth=0.8, linestyle=(0, (2, 2)))
+    if name in RATES:  # from a tenth of a bit to what lossless codecs need
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(words(name) if kind == "param" else _axis(name))
     axes.set_ylabel(fill(_axis(wanted.quantity), 28))
     axes.grid(linewidth=0.3, color="#cccccc")

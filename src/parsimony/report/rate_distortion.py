@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from parsimony.quantities import QUANTITIES
 from parsimony.rate_distortion import ANCHOR, RATE, compared, curves
 from parsimony.report.style import WIDTHS, look, words
-from parsimony.stats import QUANTITIES
 
 CURVES = [quantity.curve for quantity in QUANTITIES.values() if quantity.curve]
 NOTE = (

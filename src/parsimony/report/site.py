@@ -11,10 +11,10 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from parsimony.claims import VERDICTS
+from parsimony.quantities import QUANTITIES
 from parsimony.report.ledger import measured
 from parsimony.report.style import look, words
 from parsimony.report.tables import headline, where_it_pays
-from parsimony.stats import QUANTITIES
 
 
 def page(summary: pd.DataFrame, records: pd.DataFrame, rows, papers, provenance, figures: Path, context: dict) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from parsimony.quantities import QUANTITIES
 from parsimony.report import rate_distortion
 from parsimony.report.style import words
-from parsimony.stats import ENOUGH, KEYS, QUANTITIES, tie_group, wide_by_system
+from parsimony.stats import ENOUGH, KEYS, tie_group, wide_by_system
 
 BY_CATEGORY = (
     "mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate",
