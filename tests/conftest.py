@@ -23,6 +23,11 @@ from parsimony.models.seq2seq import Seq2Seq
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Minutes of a single test come first, so that the workers that share the tests end at the same time."""
+    items.sort(key=lambda item: item.path.parent.name not in ("integration", "faults"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
