@@ -97,25 +97,28 @@ def _judge(paper: Paper, check: Check | None, summary: pd.DataFrame) -> dict:
 def undefined(check: Check, summary: pd.DataFrame) -> str:
     """Why a quantity of the check has no value though its cells were measured; empty where that is not so."""
     for wanted in filter(lambda side: isinstance(side, Quantity), (check.left, check.right)):
-        mine = summary[["quantity", "method", "benchmark"]] == [wanted.quantity, wanted.method, wanted.benchmark]
-        reasons = summary[mine.all(axis=1) & summary["value"].isna() & (summary["reason"] != "")]["reason"]
-        if find(wanted, summary) is None and len(reasons):
-            return f"{wanted.method} has no {wanted.quantity}: {reasons.iloc[0]}"
+        reasons = [reason for reason in _named(wanted, summary)["reason"] if reason]
+        if reasons and find(wanted, summary) is None:
+            return f"{wanted.method} has no {wanted.quantity}: {reasons[0]}"
     return ""
 
 
 def find(wanted: Quantity, summary: pd.DataFrame) -> dict | None:
     """The row of the summary that a `Quantity` names, or None; point "best" is the best by the quantity's direction."""
+    rows = _named(wanted, summary)
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        return None
+    lower = QUANTITIES[wanted.quantity].better == "lower"
+    return rows.loc[rows["value"].idxmin() if lower else rows["value"].idxmax()].to_dict()
+
+
+def _named(wanted: Quantity, summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all points that a `Quantity` may mean, with a value or without."""
     rows = summary[
         (summary["quantity"] == wanted.quantity)
         & (summary["method"] == wanted.method)
         & (summary["benchmark"] == wanted.benchmark)
         & (summary["category"] == (wanted.category or "all"))
-        & summary["value"].notna()
     ]
-    if wanted.point not in (None, "best"):
-        rows = rows[rows["point"] == wanted.point]
-    if rows.empty:
-        return None
-    lower = QUANTITIES[wanted.quantity].better == "lower"
-    return rows.loc[rows["value"].idxmin() if lower else rows["value"].idxmax()].to_dict()
+    return rows if wanted.point in (None, "best") else rows[rows["point"] == wanted.point]

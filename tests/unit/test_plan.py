@@ -111,6 +111,9 @@ def test_rows_are_read_as_hydra_reads_them(root, tmp_path):
     file.write_text("a: 1\nb: {c: 1, c: 2}\n")
     with pytest.raises(UserError, match="row.yaml is not YAML: key 'c' stands twice"):
         read_rows(file)
+    file.write_text("? [a, b]\n: 1\n")
+    with pytest.raises(UserError, match="not YAML: while constructing a mapping"):
+        read_rows(file)
     file.write_text("a: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(UserError, match="not YAML: could not determine a constructor"):
         read_rows(file)
