@@ -295,7 +295,7 @@ def _assets(plan: Plan, cell: Cell, places: Places) -> tuple[dict[str, Path], di
     paths, missing = {}, {}
     for key in plan.benchmarks[cell.benchmark].assets:
         if key not in cell.assets:
-            missing[key] = f"suite {plan.name} takes no data from source {plan.lock[key].source}"
+            missing[key] = f"suite {plan.name} takes no data from source {' and '.join(plan.excluded(key))}"
     for key in cell.assets:
         try:
             paths[key] = load_path(key, plan.lock, places.resources)

@@ -110,6 +110,12 @@ class Plan:
         """Parameters of a benchmark in this suite."""
         return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
 
+    def excluded(self, asset: str) -> list[str]:
+        """Sources of an asset, and of what it is made of, that this suite takes nothing from."""
+        row = self.lock[asset]
+        parts = (self.excluded(needed) for needed in row.requires)
+        return sorted(({row.source} - set(self.suite.sources)).union(*parts))
+
     def timed(self, cell_id: str) -> bool:
         """Whether a cell needs the machine for itself: unless its benchmark's parameters say ``timed: false``."""
         return self.params(self.cells[cell_id].benchmark).get("timed", True)
@@ -229,11 +235,6 @@ def read_lock(root: Path) -> dict[str, Asset]:
     return read(root / "configs" / "assets.lock.yaml")
 
 
-def _sources(lock: dict[str, Asset], key: str) -> set[str]:
-    """Where an asset and what it is made of come from."""
-    return {lock[key].source}.union(*(_sources(lock, needed) for needed in lock[key].requires))
-
-
 def asset_version(lock: dict[str, Asset], key: str) -> str:
     """Hash of an asset's lock row, of the code that makes it, and of its inputs."""
     row = lock[key]
@@ -339,7 +340,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     assets = list(dict.fromkeys([*([weights] if weights else []), *b.assets, *extra]))
     for key in assets:
         _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
-    allowed = tuple(key for key in assets if _sources(plan.lock, key) <= set(plan.suite.sources))
+    allowed = tuple(key for key in assets if not plan.excluded(key))
     asked = wanted.get((model, method, benchmark), {}).values()
     chosen = set().union(*asked) if asked and None not in asked else set(m.points)
     points = tuple(p for p in m.points if p in chosen and p in plan.suite.points.get(method, m.points))

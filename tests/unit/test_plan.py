@@ -124,6 +124,7 @@ def test_what_is_made_of_excluded_sources_is_excluded(root):
     cell = "photographs--samples--jpeg"
     assert quick.lock["photographs_debian"].source == "generated"
     assert quick.cells[cell].assets == ("photographs",)
+    assert quick.excluded("photographs_debian") == ["debian"] and not local.excluded("photographs_debian")
     assert local.cells[cell].assets == ("photographs", "photographs_debian")
 
 
