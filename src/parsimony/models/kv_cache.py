@@ -6,6 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parsimony.kernels import tree_attention
+from parsimony.kernels.common import usable
+
+TREE = 128
+"""New tokens at a time up to which a GPU's attention meets their mask alone."""
+
 
 class KVCache:
     """Static key and value buffers of a decoder, entry by entry addressable.
@@ -80,7 +86,7 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Write T new entries; the queries ([B, H, R * T, d]) see all there are. Caches of methods may do more."""
-        return attend(q, *self.write(layer, keys, values), mask)
+        return attend(q, *self.write(layer, keys, values), mask, keys.shape[2])
 
     def note_positions(self, positions: Tensor) -> None:
         """Store the positions ([B, T]) of the T entries about to be written to every layer."""
@@ -209,8 +215,14 @@ class KVCache:
         return 2 * sum(self.lengths) * batch * heads * width * self.data.element_size()
 
 
-def attend(q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, H, T, d]; float16 on a CPU is summed in float32, which takes a half to a quarter of the time."""
+def attend(q: Tensor, K: Tensor, V: Tensor, mask: Tensor | None, new: int = 0) -> Tensor:
+    """Attention [B, H, T, d]; float16 on a CPU is summed in float32, which takes a half to a quarter of the time.
+
+    A mask [T, S] hides none but the ``new`` newest entries (others have more dimensions): on a GPU a kernel needs no
+    more of it than that.
+    """
+    if mask is not None and mask.ndim == 2 and 0 < new <= TREE and usable(q):
+        return tree_attention.attend(q, K, V, mask[:, -new:])
     if q.dtype == torch.float16 and q.device.type == "cpu":
         q, K, V, mask = q.float(), K.float(), V.float(), None if mask is None else mask.float()
         return F.scaled_dot_product_attention(q, K, V, attn_mask=mask).half()

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation
+from parsimony.kernels import confidence_entropy
+from parsimony.kernels.common import usable
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.models.masked import Masked
 
@@ -71,14 +73,24 @@ class View:
         return self.logits.softmax(-1)
 
     @cached_property
+    def statistics(self) -> confidence_entropy.Statistics:
+        """One pass over the logits, for a GPU (in float32), where probabilities need not be written."""
+        return confidence_entropy.statistics(self.logits)
+
+    @cached_property
     def confidence(self) -> Tensor:
         """Probability [B] of each position's token; -inf where nothing is masked."""
-        chosen = self.probs.gather(-1, self.tokens[:, None])[:, 0]
+        if usable(self.logits):
+            chosen = (self.logits.gather(-1, self.tokens[:, None])[:, 0] - self.statistics.lse).exp()
+        else:
+            chosen = self.probs.gather(-1, self.tokens[:, None])[:, 0]
         return chosen.where(self.masked, torch.tensor(-torch.inf, dtype=chosen.dtype))
 
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy [B] in nats of each position's distribution."""
+        if usable(self.logits):
+            return self.statistics.entropy.double()
         return torch.special.entr(self.probs).sum(-1)
 
     def best(self, scores: Tensor, count: int) -> Tensor:

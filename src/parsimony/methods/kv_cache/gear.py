@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from parsimony.errors import UserError
+from parsimony.kernels import low_bit_attention
+from parsimony.kernels.common import usable
+from parsimony.kernels.low_bit_codes import Coded, Sparse
 from parsimony.methods.kv_cache.held import HALF, Prefilled
 from parsimony.methods.kv_cache.kivi import AXES, Kivi, Quantised
 from parsimony.methods.kv_cache.quantise import Codes
@@ -69,7 +73,7 @@ class Gear(Kivi):
 def power_iteration(E: Tensor, r: int, rounds: int = 3) -> tuple[Tensor, Tensor]:
     """Factors A [H, n, r] and P [H, d, r] of L = A P^T ~ E ([H, n, d]); each head starts from the same P."""
     H, _, d = E.shape
-    P = torch.rand(d, r, generator=torch.Generator().manual_seed(SEED)).expand(H, -1, -1)
+    P = torch.rand(d, r, generator=torch.Generator().manual_seed(SEED)).to(E.device).expand(H, -1, -1)
     for n in range(rounds):
         last = n == rounds - 1
         A = E @ (torch.linalg.qr(P).Q if last else P)
@@ -161,8 +165,23 @@ class Block:
         """weights X [H, R, d] of weights [H, R, n]; L stays in its factors."""
         return weights @ self.bulk().to(weights.dtype) + (weights @ self.A.to(weights.dtype)) @ self.P.to(weights).mT
 
+    @cached_property
+    def coded(self) -> Coded:
+        """The same for the kernel of a GPU: what S differs from Q by, sorted by tokens (held too, once it is made)."""
+        rows, (H, n, d) = vectors(self.codes.restore(), self.per), self.codes.shape
+        at, sparse = self.at.long(), None
+        if at.shape[1]:
+            delta, row = self.outliers.float() - rows.gather(1, at), torch.arange(len(rows), device=at.device)
+            row = row[:, None].expand_as(at)
+            head, token, channel = (row // d, at, row % d) if self.per == "channel" else (at // d, row, at % d)
+            sparse = Sparse.of(head.flatten(), token.flatten(), channel.flatten(), delta.flatten(), H, n)
+        low = (self.A.contiguous(), self.P) if self.A.shape[2] else (None, None)
+        return Coded.of(self.codes, *low, sparse)
+
     def tensors(self) -> Iterator[Tensor]:
         """What is held."""
+        if "coded" in self.__dict__ and self.coded.sparse is not None:
+            yield from self.coded.sparse.tensors()
         yield from self.codes.tensors()
         yield from (self.A, self.P, self.at, self.outliers)
 
@@ -185,6 +204,12 @@ class Corrected(Quantised):
 
     def attend(self, q: Tensor, position: int) -> tuple[Tensor, Tensor]:
         keys, values = (self.rest[kind].to(q.dtype) for kind in ("keys", "values"))
+        s = self.settings
+        if usable(q) and not s.whole and all(q.shape[-1] * bits % 8 == 0 for bits in s.bits.values()):
+            pairs = zip(*self.blocks.values(), strict=True)
+            parts = [low_bit_attention.attend(q, key.coded, value.coded, len(key.coded)) for key, value in pairs]
+            parts += [low_bit_attention.dense(q, keys, values)] if keys.shape[1] else []
+            return low_bit_attention.merged(parts), q.new_empty(*q.shape[:2], 0)  # weights are not formed
         scores = [block.scores(q) for block in self.blocks["keys"]] + [q @ keys.mT]
         weights = (torch.cat(scores, -1) / q.shape[-1] ** 0.5).softmax(-1)
         *parts, newest = weights.split([part.shape[-1] for part in scores], -1)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
+from parsimony.kernels import low_bit_attention
+from parsimony.kernels.common import usable
+from parsimony.kernels.low_bit_codes import Coded
 from parsimony.methods.kv_cache.held import HALF, Held, Holder, Prefilled
 from parsimony.methods.kv_cache.quantise import Codes, joined
 from parsimony.models.language import Language
@@ -98,6 +101,22 @@ class Quantised(Held):
             for kind in ("keys", "values")
         )
         return keys, values, None
+
+    def attend(self, q: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        whole = q.shape[-1] * min(self.settings.key_bits, self.settings.value_bits) % 8 == 0
+        if not (usable(q) and whole and all(self.blocks.values())):
+            return super().attend(q, position)
+        # The prompt stays in codes, as far as keys and values both do; what was decoded is restored.
+        keys, values = (Coded.of(self.blocks[kind][0]) for kind in ("keys", "values"))
+        count = min(len(keys), len(values))
+        others = (
+            torch.cat(
+                [first.rest(count), *(block.restore() for block in self.blocks[kind][1:]), self.rest[kind].float()], 1
+            )
+            for kind, first in (("keys", keys), ("values", values))
+        )
+        parts = [low_bit_attention.attend(q, keys, values, count), low_bit_attention.dense(q, *others)]
+        return low_bit_attention.merged(parts), q.new_empty(*q.shape[:2], 0)  # weights are not formed
 
     def tensors(self) -> Iterator[Tensor]:
         for kind in ("keys", "values"):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
+from parsimony.kernels import cluster_assignment, page_scores
 from parsimony.methods.kv_cache.held import HALF, Holder, Prefilled, prefill
 from parsimony.methods.kv_cache.retrieval import Retrieving, limit, means, sizes
 from parsimony.models.decoder import Decoder
@@ -92,7 +93,7 @@ class Louis(Retrieving):
         pool = keys[:, sinks : max(T - s.local, sinks)]
         labels, count = partition(pool, s, prompt=True)
         super().__init__(keys, values, labels, s.described(pool, labels, count), sinks, B)
-        self.settings, self.B, self.step, self.before = s, B, 0, torch.zeros(0, dtype=HALF)
+        self.settings, self.B, self.step, self.before = s, B, 0, keys.new_zeros(0, dtype=HALF)
         self.random = torch.Generator().manual_seed(layer)
 
     def boundary(self, q: Tensor) -> bool:
@@ -120,14 +121,12 @@ class Louis(Retrieving):
 
     def scores(self, q: Tensor) -> Tensor:
         """w_u [H, U]: the softmax over units of what each query head ([H, R, d]) scores them, their mean in a group."""
-        low, high = self.index[0].to(q.dtype), self.index[-1].to(q.dtype)
-        H, U, d = low.shape
+        low, high = self.index[0], self.index[-1]
+        H, U, _ = low.shape
         if self.settings.units == "random":
-            return torch.rand(H, U, generator=self.random)
+            return torch.rand(H, U, generator=self.random).to(q.device)
         # With a mean for both bounds this is q c_u; with bounds the most that any key within them scores.
-        bound = q.clamp(min=0) @ high.mT + q.clamp(max=0) @ low.mT
-        inside = sizes(self.labels.long(), U) > 0
-        return (bound / d**0.5).masked_fill(~inside[:, None], -torch.inf).softmax(-1).mean(1)
+        return page_scores.scores(q, low, high, sizes(self.labels.long(), U))
 
     def tensors(self) -> Iterator[Tensor]:
         yield from super().tensors()
@@ -139,9 +138,9 @@ def partition(keys: Tensor, settings: LouisKV, prompt: bool) -> tuple[Tensor, in
     H, n, _ = keys.shape
     if settings.units in ("pages", "tokens"):
         size = settings.size if settings.units == "pages" else 1
-        return (torch.arange(n) // size).expand(H, n), -(-n // size)
+        return (torch.arange(n, device=keys.device) // size).expand(H, n), -(-n // size)
     if not prompt or not n:
-        return torch.zeros(H, n, dtype=torch.int64), min(n, 1)
+        return torch.zeros(H, n, dtype=torch.int64, device=keys.device), min(n, 1)
     count = -(-n // settings.size)
     return clusters(keys.float(), count), count
 
@@ -151,10 +150,10 @@ def clusters(keys: Tensor, count: int) -> Tensor:
     x = F.normalize(keys - keys.mean(1, keepdim=True), dim=-1)
     centres = x[:, torch.arange(count) * x.shape[1] // count]
     for _ in range(ITERATIONS):
-        labels = (x @ centres.mT).argmax(-1)
+        labels = cluster_assignment.assign(x, centres)
         new = means(x, labels, count)
         centres = F.normalize(new, dim=-1).where((sizes(labels, count) > 0)[:, :, None], centres)
-    return (x @ centres.mT).argmax(-1)
+    return cluster_assignment.assign(x, centres)
 
 
 def similarity(before: Tensor, q: Tensor) -> Tensor:

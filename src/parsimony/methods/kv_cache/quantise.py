@@ -17,28 +17,30 @@ from parsimony.methods.kv_cache.held import HALF
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes [n] uint8 below 2^bits as bytes [ceil(n * bits / 8)], the first in the lowest bits."""
     if 8 % bits:  # such as 3 bits: bit by bit
-        codes, bits = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8)).reshape(-1) & 1, 1
+        codes, bits = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)).reshape(-1) & 1, 1
     each = 8 // bits
     codes = F.pad(codes, (0, -len(codes) % each)).view(-1, each)
-    return (codes << torch.arange(0, 8, bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (codes << torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first ``count`` codes of packed bytes."""
     if 8 % bits:  # eight codes in as many bytes as a code has bits
         parts = F.pad(packed, (0, -len(packed) % bits)).view(-1, bits).long()
-        words = (parts << torch.arange(0, 8 * bits, 8)).sum(1, keepdim=True)
-        return ((words >> torch.arange(0, 8 * bits, bits)) & (2**bits - 1)).to(torch.uint8).view(-1)[:count]
-    return torch.index_select(_codes_of_bytes(bits), 0, packed.int()).view(torch.uint8)[:count]
+        words = (parts << torch.arange(0, 8 * bits, 8, device=packed.device)).sum(1, keepdim=True)
+        shifts = torch.arange(0, 8 * bits, bits, device=packed.device)
+        return ((words >> shifts) & (2**bits - 1)).to(torch.uint8).view(-1)[:count]
+    return torch.index_select(_codes_of_bytes(bits, packed.device), 0, packed.int()).view(torch.uint8)[:count]
 
 
 @cache
-def _codes_of_bytes(bits: int) -> Tensor:
+def _codes_of_bytes(bits: int, device: torch.device) -> Tensor:
     """The codes in each byte [256], side by side as one number: looking up is several times faster than shifting."""
     each = 8 // bits
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     codes = (torch.arange(256, dtype=torch.uint8)[:, None] >> shifts) & (2**bits - 1)
-    return codes.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[each]).view(-1)
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[each]
+    return codes.contiguous().view(kind).view(-1).to(device)
 
 
 @dataclass

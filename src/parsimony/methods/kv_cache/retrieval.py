@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from parsimony.kernels import page_scores
+from parsimony.kernels.common import usable
 from parsimony.methods.kv_cache.budget import entries
 from parsimony.methods.kv_cache.held import HALF, Held, Prefilled
 from parsimony.methods.kv_cache.store import HostStore
@@ -34,7 +36,8 @@ def means(keys: Tensor, labels: Tensor, count: int) -> Tensor:
 
 def sizes(labels: Tensor, count: int) -> Tensor:
     """How many entries of each head have each label: [H, count] float32; labels [H, n] int64."""
-    return torch.zeros(len(labels), count).scatter_add_(1, labels, torch.ones(1).expand(labels.shape))
+    one = torch.ones(1, device=labels.device)
+    return one.new_zeros(len(labels), count).scatter_add_(1, labels, one.expand(labels.shape))
 
 
 class Retrieving(Held):
@@ -71,7 +74,7 @@ class Retrieving(Held):
         self.labels, self.index = labels.int(), [each.to(HALF) for each in index]
         self.fetched = self.buffer.new_zeros(2, keys.shape[0], min(room, labels.shape[1]), keys.shape[2])
         self.closed: list[Tensor] = []
-        self.overlap, self.last = 0.0, torch.zeros(keys.shape[0], 0, dtype=torch.bool)
+        self.overlap, self.last = 0.0, keys.new_zeros(keys.shape[0], 0, dtype=torch.bool)
 
     @property
     def moved(self) -> int:
@@ -109,13 +112,27 @@ class Retrieving(Held):
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
         """Entries [H, <= count] of the units with the highest scores [H, U]; of the last unit the oldest that fit."""
+        if usable(scores):
+            return self.choose_unsorted(scores, count)
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
         order = rank.gather(1, self.labels.long()).argsort(dim=1, stable=True)
         return order[:, :count].sort(1).values
 
+    def choose_unsorted(self, scores: Tensor, count: int) -> Tensor:
+        """The same, for a GPU: what is taken of each unit is known without sorting entries."""
+        labels = self.labels.long()
+        whole = sizes(labels, scores.shape[1]).int()
+        taken = page_scores.taken(scores, whole, count)
+        # At most one unit of a head is taken in part.
+        part = ((taken > 0) & (taken < whole)).int()
+        in_part = part.gather(1, labels) > 0
+        first = in_part & (in_part.cumsum(1) <= (taken * part).sum(1, keepdim=True))
+        chosen = first | (~in_part & (taken.gather(1, labels) > 0))
+        return chosen.nonzero()[:, 1].view(len(labels), -1)
+
     def fetch(self, indices: Tensor) -> Tensor:
         """Copies [2, H, m, d] of entries of the pool ([H, m] int64)."""
-        now = torch.zeros(self.labels.shape, dtype=torch.bool).scatter_(1, indices, True)
+        now = torch.zeros_like(self.labels, dtype=torch.bool).scatter_(1, indices, True)
         before = torch.cat((self.last, now.new_zeros(len(now), now.shape[1] - self.last.shape[1])), 1)
         either = (now | before).sum(1).clamp(min=1)
         self.overlap += float(((now & before).sum(1) / either).mean())

@@ -32,8 +32,8 @@ class HostStore:
         H, self.count, d = keys.shape
         self._file = tempfile.TemporaryFile(prefix="parsimony_store_")  # noqa: SIM115 (lives as long as the store)
         self._map(H, self.count + room, d)
-        self.data[0, :, : self.count] = keys.to(HALF).numpy()
-        self.data[1, :, : self.count] = values.to(HALF).numpy()
+        self.data[0, :, : self.count] = keys.to(HALF).cpu().numpy()
+        self.data[1, :, : self.count] = values.to(HALF).cpu().numpy()
         self.moved = 0
 
     def _map(self, H: int, capacity: int, d: int) -> None:
@@ -47,15 +47,16 @@ class HostStore:
             held = np.array(self.data[:, :, : self.count])
             self._map(H, 2 * (self.count + n), d)
             self.data[:, :, : self.count] = held
-        self.data[0, :, self.count : self.count + n] = keys.to(HALF).numpy()
-        self.data[1, :, self.count : self.count + n] = values.to(HALF).numpy()
+        self.data[0, :, self.count : self.count + n] = keys.to(HALF).cpu().numpy()
+        self.data[1, :, self.count : self.count + n] = values.to(HALF).cpu().numpy()
         self.count += n
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of entries [H, m], other ones for each head: keys and values [H, m, d] float16."""
-        rows = np.take_along_axis(self.data, indices.numpy()[None, :, :, None], 2)
+        rows = np.take_along_axis(self.data, indices.cpu().numpy()[None, :, :, None], 2)
         self.moved += rows.nbytes
-        return torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
+        keys, values = torch.from_numpy(rows).to(indices.device)
+        return keys, values
 
     def nbytes(self) -> int:
         """Bytes of what is stored (not of what is held)."""
