@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from parsimony.errors import UserError
 from parsimony.methods.autoregressive.medusa_heads import Heads
@@ -300,6 +301,6 @@ def test_the_shipped_vectors_are_above_the_recipe_s_floors(root):
 
 
 def test_vectors_begin_as_the_words_of_the_published_text(net, tiny):
-    begin = initial(net, tiny.tokenizer, 3, 2)
+    begin = initial(net, AutoTokenizer.from_pretrained(tiny.folder), 3, 2)
     ids = tiny.encode("Next 2 word Next 3 word Next 4 word")[:6]
     assert torch.equal(begin.flatten(0, 1), net.get_input_embeddings().weight[ids]) and begin.shape == (3, 2, 32)

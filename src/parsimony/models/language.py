@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parsimony.errors import UserError
 from parsimony.models.decoder import Decoder
+from parsimony.models.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,27 +42,20 @@ class Language:
         return cls(Decoder.load(folder, DTYPES[dtype], device), Path(folder), tuple(stop))
 
     @cached_property
-    def tokenizer(self):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        ids = self.tokenizer.convert_tokens_to_ids(list(self.stop))
-        for token, number in zip(self.stop, ids, strict=True):
-            if number is None or number == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
-                raise UserError(f"stop token {token!r} is not in the vocabulary of {self.folder}")
-        return frozenset(ids)
+        return frozenset(map(self.tokenizer.id, self.stop))
 
     def chat(self, messages: list[dict]) -> Tensor:
         """Token ids ([T] int64) of a conversation up to where the assistant begins to speak."""
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int64)
+        return self.encode(self.tokenizer.chat(messages))
 
     def encode(self, text: str) -> Tensor:
         """Token ids ([T] int64) of a text as it stands, without special tokens."""
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
 
     def next_logits(self, prompt: Tensor, answer: Tensor) -> Tensor:
         """Logits [V] behind a prompt ([T] int64) and the beginning of its continuation."""
@@ -70,4 +64,4 @@ class Language:
 
     def decode(self, ids: Tensor) -> str:
         """The text of generated ids, without the tokens that end a turn."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return self.tokenizer.decode(ids.tolist(), special=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.models.decoder import Decoder, DecoderConfig
 from parsimony.models.language import DTYPES
+from parsimony.models.tokenizer import Tokenizer
 
 LLADA = {
     "input_layernorm": "attn_norm",
@@ -81,28 +82,20 @@ class Masked:
         return cls(decoder, folder, mask, tuple(stop), shifted)
 
     @cached_property
-    def tokenizer(self):
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(tokenizer_file=str(self.folder / "tokenizer.json"))
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder)
 
     @cached_property
     def mask_id(self) -> int:
-        return self._id(self.mask)
+        return self.tokenizer.id(self.mask)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        return frozenset(map(self._id, self.stop))
-
-    def _id(self, token: str) -> int:
-        number = self.tokenizer.get_vocab().get(token)
-        if number is None:
-            raise UserError(f"token {token!r} is not in the vocabulary of {self.folder}")
-        return number
+        return frozenset(map(self.tokenizer.id, self.stop))
 
     def encode(self, text: str) -> Tensor:
         """Token ids ([T] int64) of a text as it stands."""
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
 
     def decode(self, ids: Tensor) -> str:
         """The text of generated ids up to the first that ends an answer."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from parsimony.errors import UserError
 from parsimony.models.kv_cache import KVCache
 from parsimony.models.language import DTYPES
+from parsimony.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -246,17 +247,12 @@ class Seq2Seq:
         return cls(EncoderDecoder.load(folder, DTYPES[dtype], device), Path(folder), tuple(stop))
 
     @cached_property
-    def tokenizer(self):
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        ids = [self.tokenizer.token_to_id(token) for token in self.stop]
-        if None in ids:
-            raise UserError(f"stop token {self.stop[ids.index(None)]!r} is not in the vocabulary of {self.folder}")
-        return frozenset(ids)
+        return frozenset(map(self.tokenizer.id, self.stop))
 
     def chat(self, messages: list[dict]) -> Tensor:
         """Source ids ([S] int64, no end token) of the last message: the model knows no conversation."""
@@ -264,11 +260,11 @@ class Seq2Seq:
 
     def encode(self, text: str) -> Tensor:
         """Token ids ([T] int64) of a text, without special tokens."""
-        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
 
     def decode(self, ids: Tensor) -> str:
         """The text of generated ids, without the tokens that end it."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+        return self.tokenizer.decode(ids.tolist(), special=False).strip()
 
     def next_logits(self, prompt: Tensor, answer: Tensor) -> Tensor:
         """Logits [V] behind the beginning of the output for a source ([S] int64)."""

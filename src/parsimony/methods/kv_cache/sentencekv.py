@@ -24,6 +24,7 @@ from parsimony.methods.kv_cache.held import Holder, Prefilled
 from parsimony.methods.kv_cache.retrieval import Retrieving, limit, means
 from parsimony.methods.kv_cache.scores import pooled, received
 from parsimony.models.language import Language
+from parsimony.models.tokenizer import Tokenizer
 
 MARKS = (".", "!", "?", "...", "。", "！", "？", "…", "\n\n", "\n\n\n")
 """What ends a sentence, where the tokenizer has a token for it, with and without a space on either side."""
@@ -139,10 +140,10 @@ class Sentences(Retrieving):
         yield self.sum
 
 
-def sentence_ends(tokenizer) -> Tensor:
+def sentence_ends(tokenizer: Tokenizer) -> Tensor:
     """Ids ([m] int64) of all single tokens that are one of `MARKS`, spaces aside."""
     written = [form for mark in MARKS for form in (mark, mark + " ", " " + mark)]
-    tokens = tokenizer(written, add_special_tokens=False)["input_ids"]
+    tokens = map(tokenizer.encode, written)
     return torch.tensor(sorted({ids[0] for ids in tokens if len(ids) == 1}), dtype=torch.int64)
 
 
