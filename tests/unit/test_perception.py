@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from parsimony.benchmarks.digits import Judge
 from parsimony.benchmarks.perception import Eyes, image_likeness, rate
 from parsimony.benchmarks.perception_digits import PerceptionDigits, cells, sheet
 from parsimony.benchmarks.perception_images import LABELS, views
@@ -22,6 +21,7 @@ from parsimony.correlations import correlations
 from parsimony.methods.audio.audio_file import AudioFile
 from parsimony.methods.image.classic import PillowCodec
 from parsimony.models import ocr
+from parsimony.models.digit_judge import Judge
 from parsimony.models.efficientnet_lite import EfficientNetLite, convert, feature_distance
 from parsimony.models.whisper import edits, words
 from parsimony.plan import make_plan, read_papers

@@ -5,8 +5,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from parsimony.benchmarks.digits import Judge
 from parsimony.methods.diffusion.recap import Recap, RecapSampler
+from parsimony.models.digit_judge import Judge
 from parsimony.models.masked_image import CLASSES, MaskedImage
 from parsimony.plan import make_plan
 from parsimony.recipes import task_mix

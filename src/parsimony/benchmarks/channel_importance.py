@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from parsimony.assets.mnist import digits
 from parsimony.assets.photographs import crops
 from parsimony.channel_orders import KEPT, ORDERS
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.models.latent_coding import ImageCodec
-from parsimony.recipes.masked_digits import digits
 
 SIDE = 128
 TOP = 0.25

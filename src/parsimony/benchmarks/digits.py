@@ -8,31 +8,13 @@ from time import perf_counter
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from parsimony.interfaces import Item, Outcome, Workbench
-from parsimony.models.masked_image import CLASSES, SIDE
+from parsimony.models.digit_judge import CLASSES, Judge
+from parsimony.models.masked_image import SIDE
 
 ASSET = "digits_judge"
-
-
-class Judge(nn.Module):
-    """A small convolutional classifier with 32 features."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, 1, 1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 32), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(32, CLASSES)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Features [B, 32] of images [B, 28, 28] with values 0 to 1."""
-        return self.body(images[:, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
 
 
 class Digits:

@@ -7,8 +7,8 @@ from time import perf_counter
 
 import numpy as np
 
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.interfaces import Item, Outcome, Workbench
-from parsimony.recipes.masked_digits import HELD_OUT, digits
 
 ASSET = "mnist_5k"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.benchmarks.coding import coded, unequal
 from parsimony.errors import UserError
 from parsimony.interfaces import Item, Outcome, Workbench
-from parsimony.recipes.masked_digits import HELD_OUT, digits
 
 ASSET = "mnist_5k"
 ACROSS = 25
@@ -21,7 +21,7 @@ ACROSS = 25
 
 
 class DigitsLossless:
-    """Digits that no recipe trains on (the last ones of `masked_digits.digits`), in batches.
+    """Digits that no recipe trains on (the last ones of `mnist.digits`), in batches.
 
     Codecs that refuse the sheet, or images of another size, are measured without.
 

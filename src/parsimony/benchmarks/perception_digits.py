@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from parsimony.benchmarks.digits import Judge
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.benchmarks.perception import NETWORK, Eyes, Perception, image_likeness
 from parsimony.interfaces import Item
-from parsimony.recipes.masked_digits import HELD_OUT, digits
+from parsimony.models.digit_judge import Judge
 
 ACROSS, CELL, EDGE = 5, 32, 2
 """Digits a row of a sheet, pixels a digit with its black edge, and pixels of that edge."""

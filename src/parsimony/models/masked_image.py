@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parsimony.models.decoder import Decoder
+from parsimony.models.digit_judge import CLASSES
 from parsimony.models.language import DTYPES
 
-CLASSES = 10
 CODES = 64
 SIDE = 7
 """Codes a row and a column of an image of 28 by 28 pixels."""

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.errors import UserError
 from parsimony.methods.lossless.causal_pixels import CausalPixelsCodec
 from parsimony.models.causal_pixels import CausalPixels, IntegerPixels
-from parsimony.recipes.masked_digits import HELD_OUT, digits, step
+from parsimony.recipes.training import step
 
 BATCH = 4096
 """Pixels of an update."""

@@ -9,13 +9,13 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.assets.photographs import crops
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.lossless.chow_liu import ChowLiu
 from parsimony.methods.lossless.circuit_coder import CircuitCodec
 from parsimony.models.circuit import HiddenChowLiuTree, chow_liu, mutual_information, rooted, shifted_colours
-from parsimony.recipes.masked_digits import HELD_OUT, digits
 
 VALUES = 256
 FOLD = 400

@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.benchmarks.perception_digits import ACROSS, cells, sheet
 from parsimony.errors import UserError
 from parsimony.methods.image.classic import PillowCodec
-from parsimony.recipes.masked_digits import HELD_OUT, digits, judge_of
+from parsimony.recipes.digit_judge import judge_of
 
 
 def judge(
     out: Path, inputs: dict[str, Path], data: str, qualities: list[int], updates: int, floor: float, seed: int
 ):  # fmt: skip
-    """Train the judge of `masked_digits` on the same digits, but each as a JPEG file of one of ``qualities`` left it.
+    """Train the judge of `digit_judge` on the same digits, but each as a JPEG file of one of ``qualities`` left it.
 
     Raises
     ------

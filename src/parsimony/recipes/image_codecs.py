@@ -20,7 +20,7 @@ from parsimony.errors import UserError
 from parsimony.methods.image.vae_codec import LatentCodec
 from parsimony.models.image_codecs import CodecNetwork
 from parsimony.models.latent_coding import ImageCodec, Tables, export
-from parsimony.recipes.task_mix import schedule
+from parsimony.recipes.training import schedule
 
 
 def train(

@@ -1,9 +1,7 @@
-"""A MaskGIT-style generator of handwritten digits, its tokenizer, and a classifier that judges what it makes."""
+"""A MaskGIT-style generator of handwritten digits and its tokenizer."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from pathlib import Path
 
@@ -11,12 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from parsimony.benchmarks.digits import Judge
+from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.errors import UserError
+from parsimony.models.digit_judge import CLASSES, Judge
 from parsimony.models.masked_image import (
-    CLASSES,
     CODES,
     FIRST_CLASS,
     MASK,
@@ -26,51 +23,9 @@ from parsimony.models.masked_image import (
     MaskedImage,
     VectorQuantiser,
 )
-from parsimony.recipes.task_mix import schedule
+from parsimony.recipes.training import step
 
-HELD_OUT = 1000
-"""Digits on which floors are checked; the file is shuffled first, its order is by class."""
 BATCH = 128
-
-
-def digits(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images [5000, 28, 28] with values 0 to 1 and their classes, shuffled; the last `HELD_OUT` are not trained on."""
-    with gzip.open(folder / "mnist_5k.csv.gz", "rt") as file:
-        table = np.array([[int(float(cell)) for cell in row] for row in csv.reader(file)])
-    table = table[np.random.default_rng(0).permutation(len(table))]
-    return torch.from_numpy(table[:, :-1]).float().view(-1, 28, 28) / 255, torch.from_numpy(table[:, -1])
-
-
-def judge(out: Path, inputs: dict[str, Path], data: str, updates: int, floor: float, seed: int):
-    """Train the judge; writes it with mean and covariance of its features of the digits held out.
-
-    Raises
-    ------
-    UserError
-        When it is right on less than ``floor`` of them.
-    """
-    images, classes = digits(inputs[data])
-    network = judge_of(images[:-HELD_OUT], classes[:-HELD_OUT], updates, seed)
-    with torch.no_grad():
-        features = network.eval().features(images[-HELD_OUT:])
-        right = float((network.head(features).argmax(-1) == classes[-HELD_OUT:]).float().mean())
-    print(f"right on {right:.3f} of the digits held out", flush=True)
-    if right < floor:
-        raise UserError(f"the judge is right on {right:.3f} of the digits held out; it must be on {floor}")
-    about = {"mean": features.mean(0), "covariance": torch.cov(features.T)}
-    save_file({**network.state_dict(), **about}, out / "judge.safetensors")
-
-
-def judge_of(images: Tensor, classes: Tensor, updates: int, seed: int) -> Judge:
-    """A judge trained on images [N, 28, 28], moved by up to two pixels, and their classes [N]."""
-    torch.manual_seed(seed)
-    network, rng = Judge(), np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    for n in range(updates):
-        at = torch.from_numpy(rng.integers(0, len(images), BATCH))
-        moved = images[at].roll(tuple(int(m) for m in rng.integers(-2, 3, 2)), (1, 2))
-        step(optimiser, F.cross_entropy(network(moved), classes[at]), 2e-3, n, updates)
-    return network
 
 
 def quantise(out: Path, inputs: dict[str, Path], data: str, judge: str, updates: int, floor: float, seed: int):
@@ -174,13 +129,3 @@ def generate(
     print(f"the judge sees the class in {right:.3f} of generated digits", flush=True)
     if right < floor:
         raise UserError(f"the judge sees the class in {right:.3f} of generated digits; it must in {floor}")
-
-
-def step(optimiser, loss: Tensor, rate: float, n: int, updates: int) -> None:
-    """One update with a warm-up and a cosine."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * schedule(n, updates)
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
-    optimiser.step()

@@ -7,7 +7,6 @@ small functions.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from random import Random
 
@@ -22,6 +21,7 @@ from parsimony.benchmarks.parallel_bench import lists, writing
 from parsimony.benchmarks.parallel_bench.tasks import LENGTH, Example, example, examples, grade
 from parsimony.benchmarks.unmasked import PIECES
 from parsimony.errors import UserError
+from parsimony.recipes.training import schedule
 
 SPECIAL = ["<mask>", "<end>", "<unknown>"]
 MASK, END = 0, 1
@@ -158,11 +158,6 @@ def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) ->
         if (n + 1) % 100 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
     network.eval()
-
-
-def schedule(n: int, updates: int) -> float:
-    """Share of the learning rate in the n-th update: a warm-up over 50, then a cosine down to a fiftieth."""
-    return min(1, (n + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * n / updates))
 
 
 def unmasking(network, prompts: Tensor, pads: Tensor, answers: Tensor, rng) -> Tensor:
