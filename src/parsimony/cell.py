@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -150,13 +151,19 @@ def _go_on(cell, benchmark, items, journal, bench, shards) -> list[dict]:
     return shards
 
 
+def _use(threads: int) -> None:
+    """Let numerical libraries use so many threads; torch takes a second to import, and reads it when it comes."""
+    os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
 class Bench:
     """The `Workbench` of a cell: models, systems and reference, each loaded or built at its first use."""
 
     def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
-        import torch
-
-        torch.set_num_threads(provenance.cores() if plan.timed(cell.id) else 1)
+        threads = provenance.threads(plan.timed(cell.id))
+        _use(threads)
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]
@@ -174,7 +181,7 @@ class Bench:
         self._build = cache(self._build_system)
         self._built: dict[str, object] = {}
         codecs = {point: self._codec(point) for point in self.points if "Codec" in self.method.implements}
-        self.elsewhere = Elsewhere(codecs, threads=torch.get_num_threads())
+        self.elsewhere = Elsewhere(codecs, threads=threads)
 
     def decode(self, point: str, streams: list[bytes]):
         return self.elsewhere.decode(point, streams)

@@ -93,7 +93,7 @@ def cell_command(options) -> None:
     from parsimony.cell import run_cell
     from parsimony.plan import make_plan
 
-    plan = make_plan(options.overrides)
+    plan = make_plan(options.overrides, only=options.cell)
     run_cell(plan, options.cell, _places(plan))
 
 

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -34,13 +35,13 @@ def combine(value) -> str:
 def exists(target: str) -> bool:
     """Whether the module of a dotted name is a file of the package and defines the name's last part."""
     try:
-        tree = ast.parse(_path_of(_module_of(target)).read_text())
+        text = _path_of(_module_of(target)).read_text()
     except FileNotFoundError:
         return False
-    name = target.rsplit(".", 1)[1]
-    return any(getattr(node, "name", None) == name for node in tree.body)
+    return bool(re.search(rf"^(class|def) {re.escape(target.rsplit('.', 1)[1])}\b", text, re.MULTILINE))
 
 
+@functools.cache
 def _path_of(module: str) -> Path:
     base = SOURCE.joinpath(*module.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")

@@ -73,12 +73,27 @@ class Plan:
         def add(key: str):
             for needed in self.lock[key].requires:
                 add(needed)
-            order.setdefault(key, asset_version(self.lock, key))
+            order.setdefault(key, self.asset_version(key))
 
         for cell in self.cells.values():
             for key in cell.assets:
                 add(key)
         return order
+
+    @cached_property
+    def _asset_versions(self) -> dict[str, str]:
+        return {}
+
+    def asset_version(self, key: str) -> str:
+        """Hash of an asset's lock row, of the code that makes it, and of its inputs."""
+        if key not in self._asset_versions:
+            row = self.lock[key]
+            made = row.source in ("generated", "trained")
+            code = fingerprint.code_version(row.origin) if made else ""
+            content = row.model_dump(mode="json", exclude={"note", "licence"})
+            inputs = [self.asset_version(needed) for needed in row.requires]
+            self._asset_versions[key] = fingerprint.combine([content, code, inputs])
+        return self._asset_versions[key]
 
     @cached_property
     def papers_version(self) -> str:
@@ -126,15 +141,18 @@ class Plan:
         return {"cells": [asdict(cell) for cell in self.cells.values()], "assets": rows}
 
 
-def make_plan(overrides: Iterable[str] = (), root: Path | None = None) -> Plan:
+def make_plan(overrides: Iterable[str] = (), root: Path | None = None, only: str | None = None) -> Plan:
     """Read ``configs/`` with Hydra overrides such as ``suite=local`` or ``method.token_recycling.params.hot=false``.
+
+    With the cell ``only`` that a study asks for, the plan holds this cell and what it needs, and is made several times
+    faster: versions of code take most of the time.
 
     Raises
     ------
     UserError
         One sentence that names what is wrong, in which file, and the nearest valid key.
     """
-    root = find_root() if root is None else Path(root)
+    root = find_root() if root is None else Path(root).resolve()
     name, raw = compose(root, list(overrides))
     suite = parse(Suite, raw["suite"], f"configs/suite/{name}.yaml")
     groups = {
@@ -146,10 +164,15 @@ def make_plan(overrides: Iterable[str] = (), root: Path | None = None) -> Plan:
     plan = Plan(root, name, suite, papers, groups["model"], groups["method"], groups["benchmark"], lock, {})
     _check_names(plan)
     wanted = _studies(plan)
-    for triple, asked in wanted.items():
-        for paper in asked:
+    chosen = [triple for triple in wanted if only == _cell_id(*triple)] or wanted
+    for triple in chosen:
+        for paper in wanted[triple]:
             _add(plan, *triple, paper, wanted)
     return plan
+
+
+def _cell_id(model: str, method: str, benchmark: str) -> str:
+    return f"{benchmark}--{model}--{method}"
 
 
 def _studies(plan: Plan) -> dict[tuple[str, str, str], dict[str, set[str] | None]]:
@@ -185,8 +208,24 @@ def find_root(start: Path | None = None) -> Path:
 def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
     """The suite's name and the composed, untyped configuration of all groups but the papers.
 
-    Hydra takes seconds for hundreds of rows, so that it composes the suite and the rows that overrides name only.
+    Hydra takes seconds for hundreds of rows, so that it composes the suite and the rows that overrides name only; it
+    is not asked at all where they do no more than choose a suite (docs/decisions/011).
     """
+    configs = root / "configs"
+    suite = overrides[0].removeprefix("suite=") if len(overrides) == 1 else ""
+    if (configs / "suite" / f"{suite}.yaml").is_file():
+        rows = {group: _rows(configs, group) for group in GROUPS}
+        return suite, {"suite": read_rows(configs / "suite" / f"{suite}.yaml")} | rows
+    return _compose(configs, overrides)
+
+
+def _rows(configs: Path, group: str, but: Iterable[str] = ()) -> dict[str, dict]:
+    """The rows of a group as they stand in its files, by key."""
+    files = sorted((configs / group).glob("*.yaml"))
+    return {file.stem: read_rows(file) for file in files if file.stem not in but}
+
+
+def _compose(configs: Path, overrides: list[str]) -> tuple[str, dict]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -194,7 +233,6 @@ def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    configs = root / "configs"
     keys = {group: sorted(f.stem for f in (configs / group).glob("*.yaml")) for group in GROUPS}
     named = {tuple(override.lstrip("+~").partition("=")[0].split(".")[:2]) for override in overrides}
     through = [(group, key) for group in keys for key in keys[group] if (group, key) in named]
@@ -211,8 +249,8 @@ def compose(root: Path, overrides: list[str]) -> tuple[str, dict]:
     except yaml.YAMLError as error:
         raise UserError(f"a file under {configs} is not YAML: {' '.join(str(error).split())}") from None
     for group in GROUPS:
-        plain = {key: read_rows(configs / group / f"{key}.yaml") for key in keys[group] if (group, key) not in through}
-        raw[group] = dict(sorted((plain | raw.get(group, {})).items()))
+        composed = raw.get(group, {})
+        raw[group] = dict(sorted((_rows(configs, group, composed) | composed).items()))
     return name, raw
 
 
@@ -233,15 +271,6 @@ def read_lock(root: Path) -> dict[str, Asset]:
     from parsimony.assets import read_lock as read
 
     return read(root / "configs" / "assets.lock.yaml")
-
-
-def asset_version(lock: dict[str, Asset], key: str) -> str:
-    """Hash of an asset's lock row, of the code that makes it, and of its inputs."""
-    row = lock[key]
-    made = row.source in ("generated", "trained")
-    code = fingerprint.code_version(row.origin) if made else ""
-    content = row.model_dump(mode="json", exclude={"note", "licence"})
-    return fingerprint.combine([content, code, [asset_version(lock, needed) for needed in row.requires]])
 
 
 def _sentence(error: Exception, overrides: list[str], configs: Path) -> str:
@@ -322,7 +351,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
             f"{where}: method {method!r} does not fit benchmark {benchmark!r}, which needs {b.needs}; the method "
             f"implements {', '.join(m.implements)}"
         )
-    cell_id = f"{benchmark}--{model}--{method}"
+    cell_id = _cell_id(model, method, benchmark)
     if cell_id in plan.cells:
         old = plan.cells[cell_id]
         if paper not in old.papers:
@@ -355,7 +384,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         [other.model_dump(mode="json", exclude={"hasty"}) for other in others],
         [b.target, plan.params(benchmark)],
         [plan.models[model].model_dump(mode="json"), plan.suite.seed],
-        [asset_version(plan.lock, key) for key in allowed],
+        [plan.asset_version(key) for key in allowed],
         [plan.cells[need].version for need in needs],
     ]
     if m.module and not find_spec(m.module):

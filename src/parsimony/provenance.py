@@ -18,17 +18,14 @@ def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
     ``determinism`` is "bit-equal rerun" where nothing but the seed decides the numbers, and "seeded" where the clock
     is among them.
     """
-    import torch
-
     lock = root / "configs" / "assets.lock.yaml"
-    cuda = torch.cuda.is_available()
     return {
         "code_version": plan_cell.code,
         "version": plan_cell.version,
         "commit": commit(root),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16],
-        "device": torch.cuda.get_device_name() if cuda else processor(),
-        "cores": torch.get_num_threads(),
+        "device": processor(),
+        "cores": threads(timed),
         "dtype": dtype,
         "batch": 1,
         "determinism": "seeded" if timed else "bit-equal rerun",
@@ -63,3 +60,8 @@ def processor() -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(timed: bool) -> int:
+    """Threads of a cell: all cores where the clock decides, else one, and other cells run beside it."""
+    return cores() if timed else 1

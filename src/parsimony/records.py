@@ -13,12 +13,15 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from parsimony.errors import UserError
+
+if TYPE_CHECKING:  # half a second, which cells that compare with no other do not need
+    import pandas as pd
 
 STATUSES = ("ok", "skipped", "failed")
 SCHEMA = pa.schema(
@@ -129,6 +132,8 @@ def read_table(path: Path) -> tuple[pa.Table, dict]:
 
 def read_all(paths) -> tuple[pd.DataFrame, dict[str, dict]]:
     """All records of several files, and the provenance of each cell by its id."""
+    import pandas as pd
+
     frames, provenance = [], {}
     for path in paths:
         frame, facts = read(path)
