@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from parsimony.errors import UserError
-from parsimony.models.decoder import Decoder, DecoderConfig, linear, pack
+from parsimony.models.decoder import Decoder, DecoderConfig
+from parsimony.models.packed import linear, pack
 
 SIZES = dict(
     vocab_size=97,

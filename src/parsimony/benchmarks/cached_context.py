@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -18,7 +19,7 @@ class Reports(Protocol):
     numbers: dict[str, float]
 
 
-class CachedContext:
+class CachedContext(ABC):
     """A benchmark whose items are a context and what follows it.
 
     Beside its own numbers every point gets ``cache_bytes`` (live tensors behind compression), ``whole_bytes`` (the
@@ -31,9 +32,9 @@ class CachedContext:
     dtype: str
     timed: bool
 
+    @abstractmethod
     def follow(self, contexts: list[Context], item) -> list[dict[str, float]]:
         """Go on from the contexts of all points and say what that is worth of each; they are used up."""
-        raise NotImplementedError
 
     def arrived(self, prefilled: Prefilled) -> Prefilled:
         """The context as methods get it."""

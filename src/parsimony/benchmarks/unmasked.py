@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from time import perf_counter
@@ -23,7 +24,7 @@ def filled(prompt: str, width: int) -> str:
     return prompt + "|" * (width - len(re.findall(PIECES, prompt)))
 
 
-class Unmasked:
+class Unmasked(ABC):
     """What they share; a benchmark says what is asked, how long an answer is, and what it is worth.
 
     A lossless method is compared token for token with its reference at the operating point of the same name (or at
@@ -35,18 +36,19 @@ class Unmasked:
     dtype: str
     timed: bool
 
+    @abstractmethod
     def requests(self) -> Iterator[tuple[str, object]]:
         """Category and request (with a ``prompt``) of every item; those of a category follow one another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def length(self, asked, model) -> int:
         """Tokens of its answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grade(self, asked, text: str) -> dict[str, float]:
         """``score`` and whatever else an answer is worth."""
-        raise NotImplementedError
 
+    @abstractmethod
     def beside(self, asked, system, model, bench: Workbench, item: str) -> dict[str, float]:
         """Further numbers of a system on an item."""
         return {}
@@ -124,7 +126,6 @@ class Forms(Unmasked):
 
     def drawn(self, form: str, count: int) -> list:
         """``count`` test requests of a form, the same on every machine."""
-        raise NotImplementedError
 
     def requests(self):
         for form in self.FORMS:

@@ -13,7 +13,7 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from parsimony.errors import UserError
 from parsimony.models.kv_cache import KVCache
+from parsimony.models.packed import Packed, linear, pack
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,15 @@ class DecoderConfig:
         kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
         config = AutoConfig.for_model(**self.source)
         return ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+
+
+@contextlib.contextmanager
+def checkpoint(folder: Path) -> Iterator[Callable[[str], Tensor | None]]:
+    """The tensors of a folder's safetensors (one file, or shards) by name; None for a name that none has."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(safe_open(f, framework="pt")) for f in sorted(Path(folder).glob("*.safetensors"))]
+        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        yield lambda name: where[name].get_tensor(name) if name in where else None
 
 
 @dataclass
@@ -163,12 +173,9 @@ class Decoder:
     @classmethod
     def load(cls, folder: Path, dtype=torch.float32, device="cpu", causal: bool = True) -> Decoder:
         """Load ``config.json`` and the safetensors of a folder (one file, or shards with an index)."""
-        folder = Path(folder)
-        config = DecoderConfig.from_hf(json.loads((folder / "config.json").read_text()), causal)
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(safe_open(f, framework="pt")) for f in sorted(folder.glob("*.safetensors"))]
-            where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return cls(config, lambda name: where[name].get_tensor(name) if name in where else None, dtype, device)
+        config = DecoderConfig.from_hf(json.loads((Path(folder) / "config.json").read_text()), causal)
+        with checkpoint(folder) as weights:
+            return cls(config, weights, dtype, device)
 
     def first_layers(self, count: int) -> Decoder:
         """The network that leaves after its first ``count`` layers: same tensors, final norm and head."""
@@ -369,66 +376,3 @@ class Decoder:
         seen = torch.cat((old_seen, new_seen), 2)
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill(~seen, -torch.inf)
         return mask.repeat(1, R, 1)[:, None]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A matrix [out, in] in the forms in which this CPU multiplies fastest (docs/decisions/001).
-
-    Attributes
-    ----------
-    blocks : Tensor
-        oneDNN's blocked layout: in the matrix's own dtype where the CPU multiplies it natively, else in float32.
-    row : Tensor or None
-        The matrix itself, where one row is faster by PyTorch's matrix-vector kernel.
-    """
-
-    blocks: Tensor
-    row: Tensor | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a pass over one row reads."""
-        one = self.blocks if self.row is None else self.row
-        return one.numel() * one.element_size()
-
-
-LONG_SUM = 1024
-"""oneDNN adds the terms of a product one by one; beyond this many the float32 rounding error is twice that of MKL."""
-
-
-def pack(weight: Tensor) -> Tensor | Packed:
-    """``weight`` [out, in] made ready for `linear`; on a GPU, or without oneDNN, as it is.
-
-    `torch.nn.functional.linear` brings a matrix into oneDNN's layout at every call, or leaves it to a slower library;
-    packed once, a pass over a few rows takes about half the time.
-    """
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return weight
-    if weight.dtype == torch.float32 and weight.shape[1] > LONG_SUM:
-        return weight
-    native = multiplies(weight.dtype)
-    form = weight if native else weight.float()
-    return Packed(torch.ops.mkldnn._reorder_linear_weight(form.contiguous(), None), None if native else weight)
-
-
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions that multiply matrices of ``dtype``; without, PyTorch takes row by row."""
-    if dtype == torch.float32:
-        return True
-    half = torch.ops.mkldnn
-    return half._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else half._is_mkldnn_fp16_supported()
-
-
-def linear(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``; a half-precision matrix that the CPU cannot multiply natively sums in float32."""
-    if isinstance(weight, Tensor):
-        if weight.device.type == "cpu" and bias is None and x.numel() > x.shape[-1]:
-            return torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t().view(*x.shape[:-1], -1)  # fast for few rows
-        return F.linear(x, weight, bias)
-    if weight.row is None:
-        return torch.ops.mkldnn._linear_pointwise(x, weight.blocks, bias, "none", [], "")
-    if x.numel() == x.shape[-1]:
-        return F.linear(x, weight.row, bias)
-    wide = None if bias is None else bias.float()
-    return torch.ops.mkldnn._linear_pointwise(x.float(), weight.blocks, wide, "none", [], "").to(x.dtype)

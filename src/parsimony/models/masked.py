@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from parsimony.errors import UserError
-from parsimony.models.decoder import Decoder, DecoderConfig
+from parsimony.models.decoder import Decoder, DecoderConfig, checkpoint
 from parsimony.models.language import DTYPES
 from parsimony.models.tokenizer import Tokenizer
 
@@ -70,15 +68,8 @@ class Masked:
         folder = Path(folder)
         settings, rename = as_llama(json.loads((folder / "config.json").read_text()))
         config = DecoderConfig.from_hf(settings, causal=False)
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(safe_open(f, framework="pt")) for f in sorted(folder.glob("*.safetensors"))]
-            where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-            def weights(name: str) -> Tensor | None:
-                theirs = rename(name)
-                return where[theirs].get_tensor(theirs) if theirs in where else None
-
-            decoder = Decoder(config, weights, DTYPES[dtype], device)
+        with checkpoint(folder) as weights:
+            decoder = Decoder(config, lambda name: weights(rename(name)), DTYPES[dtype], device)
         return cls(decoder, folder, mask, tuple(stop), shifted)
 
     @cached_property

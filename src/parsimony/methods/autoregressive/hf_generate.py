@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation
-from parsimony.models.decoder import multiplies
 from parsimony.models.language import Language
+from parsimony.models.packed import multiplies
 
 
 @lru_cache(maxsize=2)
