@@ -12,6 +12,11 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/kernels.smk"
 
 
+# What cells would each compute alike, and share while a suite is measured.
+onsuccess:
+    shell(f"rm -rf {RESULTS}/kept")
+
+
 rule all:
     default_target: True
     input:

@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from parsimony import provenance, records
+from parsimony import fingerprint, provenance, records
 from parsimony.assets import Unavailable, load_path
 from parsimony.config import nearest
 from parsimony.elsewhere import Elsewhere
@@ -185,6 +185,13 @@ class Bench:
 
     def decode(self, point: str, streams: list[bytes]):
         return self.elsewhere.decode(point, streams)
+
+    def kept(self, code: str, settings: list, make):
+        from parsimony.kept import kept
+
+        asset = self.plan.models[self.cell.model].asset
+        decided = [fingerprint.code_version(code), self.plan.asset_version(asset), settings]
+        return kept(self.places.results / "kept" / f"{fingerprint.combine(decided)}.safetensors", make)
 
     def _codec(self, point: str) -> dict:
         """All that another process needs to build the method at a point."""

@@ -419,6 +419,10 @@ class Workbench(Protocol):
         """What a codec at an operating point decodes in another process, and the seconds that it took there."""
         ...
 
+    def kept(self, code: str, settings: list, make) -> dict[str, torch.Tensor]:
+        """What ``make`` returns, computed once for all cells; ``code`` (a name), model and settings decide it."""
+        ...
+
     def rng(self, item: str) -> np.random.Generator:
         """A generator seeded by suite and item, the same for every method and point."""
         ...

@@ -11,6 +11,8 @@ from torch import Tensor
 from parsimony.interfaces import Outcome, Workbench
 from parsimony.methods.kv_cache.held import Context, Prefilled, prefill
 
+CODE = "parsimony.methods.kv_cache.held.prefill"
+
 
 @runtime_checkable
 class Reports(Protocol):
@@ -46,7 +48,9 @@ class CachedContext(ABC):
 
     def measure_all(self, outcome: Outcome, bench: Workbench, ids: Tensor, item) -> None:
         """Prefill ``ids`` and measure every operating point."""
-        prefilled = self.arrived(prefill(bench.model(self.dtype).decoder, ids))
+        decoder = bench.model(self.dtype).decoder
+        exact = bench.kept(CODE, [self.dtype, ids.tolist()], lambda: vars(prefill(decoder, ids)))
+        prefilled = self.arrived(Prefilled(**exact))
         systems = [bench.system(point, self.dtype) for point in bench.points]
         contexts, measured = [], []
         for system in systems:

@@ -143,7 +143,7 @@ def drafter(
         rest = masked & ~revealed
         return F.cross_entropy(logits[rest], target[rest], label_smoothing=SMOOTHING)
 
-    _fit(network, _batches(teacher.tokenizer, learnt, pairs, training), loss, training)
+    _fit(network, _batches(teacher.tokenizer.backend, learnt, pairs, training), loss, training)
     network.save(out)
     loop = GeneralizedAggressiveDecoding(10).build(teacher, Inputs({"nat": out}))
     costs = [loop.generate(teacher.encode(each), 200, rng).cost for each in held[:CHECKED]]

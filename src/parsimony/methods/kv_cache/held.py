@@ -67,7 +67,7 @@ class Recorder(KVCache):
 
 
 def prefill(decoder: Decoder, ids: Tensor) -> Prefilled:
-    """Run a context ([T] int64) exactly."""
+    """Run a context ([T] int64) exactly; no tensor is a view of another."""
     c, T = decoder.config, len(ids)
     if not T:
         raise UserError("a context needs at least one token")
@@ -75,7 +75,8 @@ def prefill(decoder: Decoder, ids: Tensor) -> Prefilled:
     cache.queries = [[] for _ in range(c.layers)]
     logits = decoder.prefill(ids[None], cache)[0, -1]
     queries = torch.stack([torch.cat(parts, 2) for parts in cache.queries])
-    return Prefilled(ids, cache.data[0, :, 0, :, :T], cache.data[1, :, 0, :, :T], queries, logits)
+    keys, values = (kind[:, 0, :, :T].clone() for kind in cache.data)
+    return Prefilled(ids, keys, values, queries, logits.clone())
 
 
 class Held:
