@@ -441,6 +441,18 @@ def test_a_repository_with_remote_code_is_refused_by_name_before_its_weights_arr
     assert not [request for request in net.hub.requests if "modeling" in request.path] and not mark.exists()
 
 
+def test_a_row_may_say_that_it_has_no_use_for_the_code_of_a_repository(net):
+    """LLaDA's and Dream's configurations name code of their own; the decoder reads the architectures without."""
+    files = net.hub.repositories["someone/net"].commits[OLD]
+    files["config.json"] = json.dumps({"model_type": "net", "auto_map": {"AutoModel": "modeling_net.Net"}}).encode()
+    net.row(files={"config.json": {}}, params={"auto_map": "wanted"})
+    assert "do not fit the hub" in net.refusal("lock") and "auto_map: unused" in net.refusal("lock")
+    net.row(files={"config.json": {}}, params={"auto_map": "unused"})
+    net.run("lock")
+    assert net.file("config.json") == files["config.json"]
+    assert not [request for request in net.hub.requests if "modeling" in request.path]
+
+
 def test_nothing_in_the_package_can_ask_for_remote_code(root):
     for path in (root / "src").rglob("*.py"):
         assert "trust_remote_code" not in path.read_text(), path

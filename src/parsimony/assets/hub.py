@@ -95,11 +95,11 @@ def _check_names(key: str, asset: Asset) -> None:
                     f"asset {key!r}: {path} is refused, because only {', '.join(SAFE)} files can be loaded without "
                     "running code; ask for a safetensors revision"
                 )
-    unknown = set(asset.params) - {"repo_type"}
-    if unknown or _kind(asset) not in KINDS:
-        wrong = sorted(unknown) or [_kind(asset)]
+    unknown = set(asset.params) - {"repo_type", "auto_map"}
+    if unknown or _kind(asset) not in KINDS or asset.params.get("auto_map", "unused") != "unused":
         raise UserError(
-            f"asset {key!r}: params {wrong} do not fit the hub, which takes repo_type: {' or '.join(KINDS)}"
+            f"asset {key!r}: params {asset.params} do not fit the hub, which takes repo_type: {' or '.join(KINDS)} and "
+            "auto_map: unused"
         )
 
 
@@ -122,10 +122,11 @@ def _check_content(key: str, asset: Asset, member: str, path: Path) -> None:
             wanted = json.loads(path.read_text()).get("auto_map")
         except (ValueError, AttributeError):
             raise UserError(f"asset {key!r}: {member} of {asset.origin} is refused: not a JSON object") from None
-        if wanted:
+        if wanted and asset.params.get("auto_map") != "unused":
             raise UserError(
                 f"asset {key!r}: {member} of {asset.origin} is refused: its auto_map asks for remote code "
-                f"({json.dumps(wanted)[:100]}), which is never run; ask for a repository without"
+                f"({json.dumps(wanted)[:100]}), which is never run; ask for a repository without, or where a "
+                "class of this project reads the architecture, add the param `auto_map: unused`"
             )
 
 
