@@ -382,7 +382,7 @@ def test_pickles_and_code_are_refused_by_name_before_anything_is_asked(tmp_path,
 def test_params_that_the_hub_does_not_know_are_refused(tmp_path):
     for params in ({"repo_type": "space"}, {"trust_remote_code": True}):
         for said in refused(tmp_path, params=params):
-            assert said.endswith("do not fit the hub, which takes repo_type: model or dataset")
+            assert said.endswith("do not fit the hub, which takes repo_type: model or dataset and auto_map: unused")
 
 
 def test_names_that_leave_the_folder_are_refused(tmp_path):
