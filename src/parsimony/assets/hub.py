@@ -24,7 +24,8 @@ from parsimony.errors import UserError
 
 SAFE = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
-KINDS = ("model", "dataset")
+PARAMS = {"repo_type": ("model", "dataset"), "auto_map": ("unused",)}
+"""What a row may say, and the values that each may have."""
 WAITS = (1, 4)  # seconds before the second and third try of a request
 TIMEOUT = 30  # seconds without an answer
 
@@ -95,12 +96,9 @@ def _check_names(key: str, asset: Asset) -> None:
                     f"asset {key!r}: {path} is refused, because only {', '.join(SAFE)} files can be loaded without "
                     "running code; ask for a safetensors revision"
                 )
-    unknown = set(asset.params) - {"repo_type", "auto_map"}
-    if unknown or _kind(asset) not in KINDS or asset.params.get("auto_map", "unused") != "unused":
-        raise UserError(
-            f"asset {key!r}: params {asset.params} do not fit the hub, which takes repo_type: {' or '.join(KINDS)} and "
-            "auto_map: unused"
-        )
+    if wrong := {name: value for name, value in asset.params.items() if value not in PARAMS.get(name, ())}:
+        known = " and ".join(f"{name}: {' or '.join(values)}" for name, values in PARAMS.items())
+        raise UserError(f"asset {key!r}: params {wrong} do not fit the hub, which takes {known}")
 
 
 def _check_content(key: str, asset: Asset, member: str, path: Path) -> None:
@@ -122,7 +120,7 @@ def _check_content(key: str, asset: Asset, member: str, path: Path) -> None:
             wanted = json.loads(path.read_text()).get("auto_map")
         except (ValueError, AttributeError):
             raise UserError(f"asset {key!r}: {member} of {asset.origin} is refused: not a JSON object") from None
-        if wanted and asset.params.get("auto_map") != "unused":
+        if wanted and "auto_map" not in asset.params:
             raise UserError(
                 f"asset {key!r}: {member} of {asset.origin} is refused: its auto_map asks for remote code "
                 f"({json.dumps(wanted)[:100]}), which is never run; ask for a repository without, or where a "
