@@ -39,11 +39,9 @@ class Digits:
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
         if ASSET not in paths:
             return []
-        weights = load_file(paths[ASSET] / "judge.safetensors")
-        self.mean, self.covariance = weights.pop("mean").double().numpy(), weights.pop("covariance").double().numpy()
-        self.judge = Judge()
-        self.judge.load_state_dict(weights)
-        self.judge.eval()
+        moments = load_file(paths[ASSET] / "judge.safetensors")
+        self.mean, self.covariance = moments["mean"].double().numpy(), moments["covariance"].double().numpy()
+        self.judge = Judge.load(paths[ASSET])
         return [Item(f"batch_{n:03d}", "digits", (), "generated") for n in range(self.count)]
 
     def skipped(self, missing: dict[str, str]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.benchmarks.perception import NETWORK, Eyes, Perception, image_likeness
@@ -29,7 +28,7 @@ class PerceptionDigits(Perception):
 
     def load(self, paths: dict[str, Path], seed: int) -> list[Item]:
         self.eyes, self.classes, items = Eyes(paths[NETWORK]), {}, []
-        self.judges = {name: judge(paths[asset]) for name, asset in JUDGES.items()}
+        self.judges = {name: Judge.load(paths[asset]) for name, asset in JUDGES.items()}
         images, classes = (values[-HELD_OUT:] for values in digits(paths["mnist_5k"]))
         for n, (some, kinds) in enumerate(zip(images.split(ACROSS**2), classes.split(ACROSS**2), strict=True)):
             key = f"sheet_{n:03d}"
@@ -58,13 +57,6 @@ class PerceptionDigits(Perception):
             "right_gained_jpeg_trained": now["jpeg"] - before["jpeg"],
             "labelled": len(self.classes[item.id]),
         }
-
-
-def judge(folder: Path) -> Judge:
-    """A trained classifier, ready to look."""
-    weights, network = load_file(folder / "judge.safetensors"), Judge()
-    network.load_state_dict({name: weights[name] for name in network.state_dict()})
-    return network.eval().requires_grad_(False)
 
 
 def sheet(images: torch.Tensor) -> np.ndarray:

@@ -57,12 +57,9 @@ def quantise(out: Path, inputs: dict[str, Path], data: str, judge: str, updates:
             with torch.no_grad():
                 network.codebook[dead] = flat[torch.from_numpy(rng.integers(0, len(flat), len(dead)))]
             used.zero_()
-    weights = load_file(inputs[judge] / "judge.safetensors")
-    judging = Judge()
-    judging.load_state_dict({name: weights[name] for name in judging.state_dict()})
     with torch.no_grad():
         codes = network.eval().encode(images[-HELD_OUT:])
-        seen = judging.eval()(network.decode(codes)).argmax(-1)
+        seen = Judge.load(inputs[judge])(network.decode(codes)).argmax(-1)
     right = float((seen == classes[-HELD_OUT:]).float().mean())
     print(f"judge right on {right:.3f} of reconstructions; {len(codes.unique())} codes used", flush=True)
     if right < floor:
@@ -119,13 +116,10 @@ def generate(
     save_file(weights, out / "model.safetensors")
     save_file(coder.state_dict(), out / "quantiser.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
-    stored = load_file(inputs[judge] / "judge.safetensors")
-    judging = Judge()
-    judging.load_state_dict({name: stored[name] for name in judging.state_dict()})
     wanted = torch.arange(CLASSES).repeat_interleave(20)
     made, _ = RecapSampler(MaskedImage.load(out, "float32"), Recap(local=0)).generate_images(wanted, rng)
     with torch.no_grad():
-        right = float((judging.eval()(made).argmax(-1) == wanted).float().mean())
+        right = float((Judge.load(inputs[judge])(made).argmax(-1) == wanted).float().mean())
     print(f"the judge sees the class in {right:.3f} of generated digits", flush=True)
     if right < floor:
         raise UserError(f"the judge sees the class in {right:.3f} of generated digits; it must in {floor}")
