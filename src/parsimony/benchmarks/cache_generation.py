@@ -13,6 +13,8 @@ from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.methods.autoregressive.verify import VerifyLoop
 from parsimony.methods.kv_cache.held import Abreast, Context, Prefilled
 
+CODE = "parsimony.methods.autoregressive.verify.VerifyLoop"
+
 KINDS = ("summarisation", "question_answering", "free_writing")
 """Reported categories: requests that are answered at length."""
 
@@ -50,7 +52,12 @@ class CacheGeneration(CachedContext):
     def measure(self, item: Item, bench: Workbench) -> Outcome:
         outcome, model = Outcome(), bench.model(self.dtype)
         ids = model.chat([{"role": "user", "content": item.turns[0]}])
-        self.true = VerifyLoop(model).generate(ids, self.limit, np.random.default_rng(0)).tokens
+        kept = bench.kept(
+            CODE,
+            [self.dtype, self.limit, ids.tolist()],
+            lambda: {"answer": VerifyLoop(model).generate(ids, self.limit, np.random.default_rng(0)).tokens},
+        )
+        self.true = kept["answer"]
         self.measure_all(outcome, bench, ids, item)
         return outcome
 
