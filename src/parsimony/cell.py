@@ -158,6 +158,20 @@ def _use(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+class Folders(dict):
+    """Folders by field; one that the configuration does not name is one clear sentence."""
+
+    def __init__(self, model: str, folders: dict[str, Path]):
+        super().__init__(folders)
+        self.model = model
+
+    def __missing__(self, field: str):
+        raise UserError(
+            f"a method needs an asset {field!r}, which its config does not name for model {self.model!r}: add "
+            f"`{self.model}: {{{field}: KEY}}` to its 'assets', or leave out the points that need it"
+        )
+
+
 class Bench:
     """The `Workbench` of a cell: models, systems and reference, each loaded or built at its first use."""
 
@@ -187,9 +201,11 @@ class Bench:
         return self.elsewhere.decode(point, streams)
 
     def kept(self, code: str, settings: list, make):
+        if self.plan.gpu_gb:  # quicker made than read, and at that scale there are terabytes of it
+            return make()
         from parsimony.kept import kept
 
-        asset = self.plan.models[self.cell.model].asset
+        asset = self.plan.played_by(self.plan.models[self.cell.model].asset)
         decided = [fingerprint.code_version(code), self.plan.asset_version(asset), settings]
         return kept(self.places.results / "kept" / f"{fingerprint.combine(decided)}.safetensors", make)
 
@@ -201,12 +217,16 @@ class Bench:
 
     def _folders(self, method) -> dict[str, Path]:
         """Folders of the assets of a method for the cell's model, by field."""
-        return {field: self.paths[key] for field, key in method.assets.get(self.cell.model, {}).items()}
+        return Folders(
+            self.cell.model,
+            {field: self.paths[key] for field, key in method.assets.get(self.cell.model, {}).items()},
+        )
 
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
         folder = self.paths[config.asset] if config.asset else None
-        return locate(config.target).load(folder, dtype=dtype, **config.params)
+        device = {"device": _gpu(self.plan)} if self.plan.gpu_gb else {}
+        return locate(config.target).load(folder, dtype=dtype, **config.params, **device)
 
     def system(self, point: str, dtype: str):
         system = self._build(self.cell.method, point, dtype)
@@ -264,6 +284,19 @@ class Bench:
                 system.restore(tensors)
 
 
+def _gpu(plan: Plan) -> str:
+    """The GPU of a cell, or one sentence where there is none.  New tensors are made on it from then on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"cells of suite {plan.name!r} run on a GPU of {plan.gpu_gb:g} GB, and this process sees none; run where "
+            "there is one, or go through the suite with small stand-ins: scale=rehearsal"
+        )
+    torch.set_default_device("cuda")
+    return "cuda"
+
+
 def _shard(outcome: Outcome) -> dict:
     numbers = [
         [point, metric, float(value), unit, outcome.failures.get((point, metric), "")]
@@ -312,7 +345,7 @@ def _assets(plan: Plan, cell: Cell, places: Places) -> tuple[dict[str, Path], di
             missing[key] = f"suite {plan.name} takes no data from source {' and '.join(plan.excluded(key))}"
     for key in cell.assets:
         try:
-            paths[key] = load_path(key, plan.lock, places.resources)
+            paths[key] = load_path(plan.played_by(key), plan.lock, places.resources)
         except Unavailable as reason:
             missing[key] = str(reason)
     return paths, missing

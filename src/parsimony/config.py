@@ -40,6 +40,7 @@ Interface = Literal[
     "SampleCoder",
 ]
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
+Scale = Literal["small", "published"]
 Scalar = bool | int | float | str
 Params = dict[str, Scalar | list[Scalar] | None]
 
@@ -69,6 +70,7 @@ class Model(Targeted):
     asset: Key | None = Field(description="null for the neutral model `samples`, which codecs are bound to")
     architecture: Key = Field(description="what methods and benchmarks must be made for: decoder, samples, ...")
     licence: str
+    parameters: float | None = Field(None, gt=0, description="billions; resources are asked by it until the lock knows")
 
 
 class Method(Targeted):
@@ -119,6 +121,7 @@ class Study(Closed):
     benchmarks: list[Key] = Field(min_length=1)
     models: list[Key] = Field([], description="the models of the suite if none are named")
     points: dict[Key, list[Key]] = Field({}, description="method -> operating points; all of the suite if not named")
+    scale: Scale = Field("small", description="suites of this scale measure it")
 
 
 class Quantity(Closed):
@@ -217,9 +220,13 @@ class Paper(Closed):
 
 
 class Suite(Closed):
-    """A choice of papers, models, operating points and item counts, with one seed."""
+    """A choice of papers, models, operating points and item counts, with one seed.
+
+    A rehearsal goes through the studies of the published scale with small stand-ins of models and data from the hub.
+    """
 
     title: str
+    scale: Scale | Literal["rehearsal"] = "small"
     papers: list[Key]
     models: list[Key]
     seed: int = 0
@@ -231,6 +238,7 @@ class Suite(Closed):
     gpu_gb: float | None = Field(None, gt=0, description="memory of each GPU that cells run on; null: processors")
     peers: list[Key] | None = Field(None, description="benchmarks on which methods' peers are timed; null: all")
     params: dict[Key, Params] = Field({}, description="benchmark -> overrides of its params")
+    rehearsal: dict[Key, Params] = Field({}, description="benchmark -> further overrides in a rehearsal")
 
 
 class LockedFile(Closed):
@@ -255,6 +263,7 @@ class Asset(Closed):
     inputs: list[Key] = []
     params: Params = {}
     files: dict[str, LockedFile] = Field(min_length=1)
+    rehearsal: Key | None = Field(None, description="small asset of the same form that stands in for it in a rehearsal")
     note: str = ""
 
     @property

@@ -112,7 +112,7 @@ def _obstacle(plan: Plan, cell) -> str:
     method = plan.methods[cell.method]
     if method.module and not find_spec(method.module):
         return f"Python module {method.module!r} is not installed (`make oracles`)"
-    for key in cell.assets:
+    for key in map(plan.played_by, cell.assets):
         if plan.lock[key].source == "debian" and not shutil.which("apt-get"):
             return f"asset {key!r} is a Debian package, and there is no apt-get"
         if plan.lock[key].source == "hub" and os.environ.get("HF_HUB_OFFLINE") == "1":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -77,8 +77,20 @@ class Plan:
 
         for cell in self.cells.values():
             for key in cell.assets:
-                add(key)
+                add(self.played_by(key))
         return order
+
+    def played_by(self, asset: str) -> str:
+        """The asset that is loaded where one is asked for: itself or, in a rehearsal, its stand-in."""
+        if self.suite.scale != "rehearsal":
+            return asset
+        row = self.lock[asset]
+        if row.source == "hub" and row.rehearsal is None:
+            raise UserError(
+                f"asset {asset!r} has no stand-in for a rehearsal: name one in its row of configs/assets.lock.yaml "
+                "(rehearsal: KEY)"
+            )
+        return row.rehearsal or asset
 
     @cached_property
     def _asset_versions(self) -> dict[str, str]:
@@ -90,7 +102,7 @@ class Plan:
             row = self.lock[key]
             made = row.source in ("generated", "trained")
             code = fingerprint.code_version(row.origin) if made else ""
-            content = row.model_dump(mode="json", exclude={"note", "licence"})
+            content = row.model_dump(mode="json", exclude={"note", "licence", "rehearsal"})
             inputs = [self.asset_version(needed) for needed in row.requires]
             self._asset_versions[key] = fingerprint.combine([content, code, inputs])
         return self._asset_versions[key]
@@ -123,7 +135,13 @@ class Plan:
 
     def params(self, benchmark: str) -> dict:
         """Parameters of a benchmark in this suite."""
-        return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {})
+        rehearsed = self.suite.rehearsal.get(benchmark, {}) if self.suite.scale == "rehearsal" else {}
+        return self.benchmarks[benchmark].params | self.suite.params.get(benchmark, {}) | rehearsed
+
+    @property
+    def gpu_gb(self) -> float | None:
+        """Memory of each GPU that cells run on; None for processors, on which rehearsals run."""
+        return None if self.suite.scale == "rehearsal" else self.suite.gpu_gb
 
     def excluded(self, asset: str) -> list[str]:
         """Sources of an asset, and of what it is made of, that this suite takes nothing from."""
@@ -141,8 +159,10 @@ class Plan:
         return {"cells": [asdict(cell) for cell in self.cells.values()], "assets": rows}
 
 
-def make_plan(overrides: Iterable[str] = (), root: Path | None = None, only: str | None = None) -> Plan:
+def make_plan(overrides: Sequence[str] = (), root: Path | None = None, only: str | None = None) -> Plan:
     """Read ``configs/`` with Hydra overrides such as ``suite=local`` or ``method.token_recycling.params.hot=false``.
+
+    ``scale=rehearsal`` is no part of the configuration: it turns a suite of the published scale into its rehearsal.
 
     With the cell ``only`` that a study asks for, the plan holds this cell and what it needs, and is made several times
     faster: versions of code take most of the time.
@@ -153,16 +173,25 @@ def make_plan(overrides: Iterable[str] = (), root: Path | None = None, only: str
         One sentence that names what is wrong, in which file, and the nearest valid key.
     """
     root = find_root() if root is None else Path(root).resolve()
-    name, raw = compose(root, list(overrides))
-    suite = parse(Suite, raw["suite"], f"configs/suite/{name}.yaml")
+    scales = [override.removeprefix("scale=") for override in overrides if override.startswith("scale=")]
+    name, raw = compose(root, [override for override in overrides if not override.startswith("scale=")])
+    where = f"configs/suite/{name}.yaml"
+    suite = parse(Suite, raw["suite"], where)
+    for scale in scales:
+        if scale != "rehearsal" or suite.scale != "published":
+            raise UserError(
+                f"scale={scale} does not fit {where}, which is of scale {suite.scale!r}: what can be chosen is "
+                "scale=rehearsal, for a suite of scale 'published'"
+            )
+        suite, name = suite.model_copy(update={"scale": scale}), f"{name}_{scale}"
     groups = {
         group: {key: parse(kind, value, f"configs/{group}/{key}.yaml") for key, value in raw[group].items()}
         for group, kind in GROUPS.items()
     }
     lock = read_lock(root)
-    papers = read_papers(root, suite.papers, f"configs/suite/{name}.yaml")
+    papers = read_papers(root, suite.papers, where)
     plan = Plan(root, name, suite, papers, groups["model"], groups["method"], groups["benchmark"], lock, {})
-    _check_names(plan)
+    _check_names(plan, where)
     wanted = _studies(plan)
     chosen = [triple for triple in wanted if only == _cell_id(*triple)] or wanted
     for triple in chosen:
@@ -178,10 +207,17 @@ def _cell_id(model: str, method: str, benchmark: str) -> str:
 def _studies(plan: Plan) -> dict[tuple[str, str, str], dict[str, set[str] | None]]:
     """(model, method, benchmark) -> paper -> operating points (None: all), for what the suite takes of the studies."""
     wanted: dict = {}
+    scale = "small" if plan.suite.scale == "small" else "published"
     for paper, config in plan.papers.items():
-        for study in config.study:
+        where = f"configs/paper/{paper}.yaml"
+        studies = [study for study in config.study if study.scale == scale]
+        if config.study and not studies:
+            raise UserError(
+                f"{where}: no study is of the scale {scale!r} of suite {plan.name!r}; give one `scale: {scale}`, or "
+                "take the paper out of the suite"
+            )
+        for study in studies:
             for key, points in study.points.items():
-                where = f"configs/paper/{paper}.yaml"
                 _known(key, study.methods, "method of this study", where)
                 for point in points:
                     _known(point, plan.methods[key].points, f"point of method {key!r}:", where)
@@ -305,9 +341,8 @@ def _hint(key: str, configs: Path) -> str:
     return ""
 
 
-def _check_names(plan: Plan) -> None:
+def _check_names(plan: Plan, where: str) -> None:
     """Every name in the suite and in the studies must be there."""
-    where = f"configs/suite/{plan.name}.yaml"
     for key in plan.suite.models:
         _known(key, plan.models, "model", where)
     for key in plan.suite.benchmarks:
@@ -318,7 +353,7 @@ def _check_names(plan: Plan) -> None:
             _known(point, plan.methods[key].points, f"point of method {key!r}:", where)
     for key in plan.suite.peers or ():
         _known(key, plan.benchmarks, "benchmark", where)
-    for key, params in plan.suite.params.items():
+    for key, params in [*plan.suite.params.items(), *plan.suite.rehearsal.items()]:
         _known(key, plan.benchmarks, "benchmark", where)
         for param in params:
             _known(param, plan.benchmarks[key].params, f"parameter of benchmark {key!r}:", where)
@@ -369,6 +404,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     assets = list(dict.fromkeys([*([weights] if weights else []), *b.assets, *extra]))
     for key in assets:
         _known(key, plan.lock, "asset", "configs/assets.lock.yaml")
+        _known(plan.played_by(key), plan.lock, f"asset (stand-in of {key!r})", "configs/assets.lock.yaml")
     allowed = tuple(key for key in assets if not plan.excluded(key))
     asked = wanted.get((model, method, benchmark), {}).values()
     chosen = set().union(*asked) if asked and None not in asked else set(m.points)
@@ -383,8 +419,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         m.model_dump(mode="json", exclude={"points", "hasty"}) | {"points": {p: m.points[p] for p in points}},
         [other.model_dump(mode="json", exclude={"hasty"}) for other in others],
         [b.target, plan.params(benchmark)],
-        [plan.models[model].model_dump(mode="json"), plan.suite.seed],
-        [plan.asset_version(key) for key in allowed],
+        [plan.models[model].model_dump(mode="json", exclude={"parameters"}), plan.suite.seed],
+        [plan.asset_version(plan.played_by(key)) for key in allowed],
         [plan.cells[need].version for need in needs],
     ]
     if m.module and not find_spec(m.module):

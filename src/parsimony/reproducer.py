@@ -41,7 +41,8 @@ def cut(plan: Plan, cell_id: str, item: str, places: Places, overrides: list[str
     folder = out / re.sub(r"[^\w.-]+", "_", f"{cell_id}--{item}")
     if folder.exists():
         raise UserError(f"{folder} is there already; remove it or choose another --out")
-    for key in cell.assets:
+    assets = [plan.played_by(key) for key in cell.assets]
+    for key in assets:
         if not (places.resources / key).is_dir():
             raise UserError(f"asset {key!r} is not fetched; run `parsimony asset {key}` first")
     for need in cell.needs:
@@ -53,7 +54,7 @@ def cut(plan: Plan, cell_id: str, item: str, places: Places, overrides: list[str
     for name in ("src", "configs"):
         shutil.copytree(plan.root / name, partial / name, ignore=left_out)
     shutil.copyfile(plan.root / "envs" / "requirements.txt", partial / "requirements.txt")
-    for key in cell.assets:
+    for key in assets:
         shutil.copytree(places.resources / key, partial / "resources" / key, copy_function=_link)
     inside = Places(partial / "resources", partial / "results" / plan.name)
     for need in cell.needs:

@@ -15,8 +15,10 @@ BASE_GB = 3.0
 COPIES = 2.5
 """Memory of a cell, as a multiple of its weights: a second dtype for a time, the cache, what a step needs."""
 CATEGORIES = 6
-"""Groups of items a benchmark may have."""
-SECONDS = {"processor": 0.2, "gpu": 0.02}
+"""Groups of items a benchmark may have, where its parameters do not say which."""
+STEPS = 32
+"""Passes of an item, where parameters do not say how many tokens it has."""
+SECONDS = {"processor": 0.2, "gpu": 0.005}
 """A forward pass over a gigabyte of weights: 16-bit matrices on two cores, and on a GPU with its launches."""
 MEMORY = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Gigabytes that are asked for."""
@@ -43,9 +45,9 @@ def minutes(plan: Plan, cell_id: str) -> float:
     """How long a cell takes, roughly and rather too long."""
     cell = plan.cells[cell_id]
     params, weights = plan.params(cell.benchmark), weights_gb(plan, cell_id)
-    steps = largest(params.get("limit")) + largest(params.get("scored")) + _context(plan, cell_id) // 100
-    sides = 2 if plan.methods[cell.method].reference else 1
-    passes = len(cell.points) * sides * CATEGORIES * max(1, largest(params.get("items"))) * max(1, steps)
+    steps = (largest(params.get("limit")) + largest(params.get("scored")) or STEPS) + _context(plan, cell_id) // 100
+    sides = 2 if plan.methods[cell.method].reference and plan.timed(cell_id) else 1
+    passes = len(cell.points) * sides * _items(params) * steps
     return 1 + passes * weights * SECONDS["gpu" if _gpus(plan, weights) else "processor"] / 60
 
 
@@ -61,15 +63,28 @@ def sizes(plan: Plan, short: float) -> dict[str, list[str]]:
 
 
 def weights_gb(plan: Plan, cell_id: str) -> float:
-    """Gigabytes of the safetensors files of a cell's assets, as the lock knows them."""
-    files = (item for key in plan.cells[cell_id].assets for item in plan.lock[key].files.items())
-    return sum(file.size or 0 for name, file in files if name.endswith(".safetensors")) / 1e9
+    """Gigabytes of the safetensors files of a cell's assets, as the lock knows them.
+
+    Of a model that is not locked yet, what its parameters take in 16 bits.
+    """
+    cell, model = plan.cells[cell_id], plan.models[plan.cells[cell_id].model]
+    rows = {key: plan.lock[plan.played_by(key)] for key in cell.assets}
+    files = (item for row in rows.values() for item in row.files.items())
+    known = sum(file.size or 0 for name, file in files if name.endswith(".safetensors")) / 1e9
+    return known + 2 * (model.parameters or 0) * (model.asset in rows and not rows[model.asset].locked)
 
 
 def largest(value) -> int:
     """The largest number of a parameter that may be one, several or none."""
     numbers = value if isinstance(value, list) else [value]
     return int(max((n for n in numbers if isinstance(n, (int, float))), default=0))
+
+
+def _items(params: dict) -> int:
+    """Items of all categories, or prompts in batches of all sizes."""
+    groups = next((params[key] for key in ("tasks", "kinds") if params.get(key)), range(CATEGORIES))
+    batches = max(1, largest(params.get("pools"))) * max(1, len(params.get("batches") or ()))
+    return max(1, largest(params.get("items"))) * (batches if "batches" in params else len(groups))
 
 
 def _context(plan: Plan, cell_id: str) -> int:
@@ -79,7 +94,7 @@ def _context(plan: Plan, cell_id: str) -> int:
 
 
 def _gpus(plan: Plan, weights: float) -> int:
-    return max(1, ceil(4 / 3 * weights / plan.suite.gpu_gb)) if plan.suite.gpu_gb else 0
+    return max(1, ceil(4 / 3 * weights / plan.gpu_gb)) if plan.gpu_gb else 0
 
 
 def _size(offered: tuple[int, ...], needed: float, attempt: int) -> int:

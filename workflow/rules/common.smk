@@ -11,8 +11,9 @@ from parsimony.plan import make_plan
 from parsimony.fingerprint import code_version
 from parsimony.resources import ask, sizes
 
-# `suite` names a suite; `set` holds further overrides of the configuration, as `parsimony plan` takes them.
-OVERRIDES = [f"suite={config['suite']}"] if "suite" in config else []
+# `suite` names a suite, and `scale=rehearsal` goes through one of the published scale with small stand-ins; `set` holds
+# further overrides of the configuration, as `parsimony plan` takes them.
+OVERRIDES = [f"{key}={config[key]}" for key in ("suite", "scale") if key in config]
 OVERRIDES += shlex.split(config.get("set", ""))
 try:
     PLAN = make_plan(OVERRIDES, Path(workflow.basedir))
@@ -44,7 +45,8 @@ shell.prefix(
 def needed_assets(wildcards):
     """Manifests of the assets that a cell uses."""
     return [
-        f"resources/{key}/manifest.json" for key in PLAN.cells[wildcards.cell].assets
+        f"resources/{PLAN.played_by(key)}/manifest.json"
+        for key in PLAN.cells[wildcards.cell].assets
     ]
 
 

@@ -188,4 +188,4 @@ def _complete(folder: Path, asset: Asset) -> bool:
 
 
 def _row(asset: Asset) -> dict:
-    return asset.model_dump(mode="json", exclude={"note", "licence"})
+    return asset.model_dump(mode="json", exclude={"note", "licence", "rehearsal"})

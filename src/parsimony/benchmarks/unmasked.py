@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from parsimony.interfaces import Item, Outcome, Workbench
 
@@ -35,20 +36,29 @@ class Unmasked(ABC):
 
     dtype: str
     timed: bool
+    chat = False
+    """Whether a request is put as a user's turn, for models that were trained on conversations."""
 
-    @abstractmethod
     def requests(self) -> Iterator[tuple[str, object]]:
-        """Category and request (with a ``prompt``) of every item; those of a category follow one another."""
+        """Category and request (with a ``prompt``) of every item; those of a category follow one another.
+
+        A benchmark whose items come from files overrides `items`, and fills ``asked``, instead.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def length(self, asked, model) -> int:
         """Tokens of its answer."""
 
+    def encoded(self, asked, model) -> Tensor:
+        """Token ids [T] of its prompt."""
+        said = [{"role": "user", "content": asked.prompt}]
+        return model.encode(model.tokenizer.chat(said) if self.chat else asked.prompt)
+
     @abstractmethod
     def grade(self, asked, text: str) -> dict[str, float]:
         """``score`` and whatever else an answer is worth."""
 
-    @abstractmethod
     def beside(self, asked, system, model, bench: Workbench, item: str) -> dict[str, float]:
         """Further numbers of a system on an item."""
         return {}
@@ -68,7 +78,7 @@ class Unmasked(ABC):
 
     def measure(self, item: Item, bench: Workbench) -> Outcome:
         outcome, asked, model = Outcome(), self.asked[item.id], bench.model(self.dtype)
-        prompt, limit = model.encode(asked.prompt), self.length(asked, model)
+        prompt, limit = self.encoded(asked, model), self.length(asked, model)
         systems = {point: bench.system(point, self.dtype) for point in bench.points}
         others = {}
         if bench.lossless or self.timed:

@@ -33,16 +33,18 @@ class ParallelBench(Unmasked):
         A task; equally many of each list length.
     form : {"printed", "names", "letters"}
         Of lists (`lists.FORMS`).
+    chat : bool
+        Whether a request is put as a user's turn.
     """
 
-    def __init__(self, dtype: str, timed: bool, tasks: list | None, items: int, form: str):
+    def __init__(self, dtype: str, timed: bool, tasks: list | None, items: int, form: str, chat: bool = False):
         if form not in lists.FORMS:
             raise UserError(f"parallel_bench has no lists of form {form!r}; valid: {', '.join(lists.FORMS)}")
         known = GROUPS if form == "printed" else lists.SEEDS
         for task in tasks or ():
             if task not in known:
                 raise UserError(f"parallel_bench has no task {task!r}; valid: {', '.join(known)}")
-        self.dtype, self.timed, self.count, self.form = dtype, timed, items, form
+        self.dtype, self.timed, self.count, self.form, self.chat = dtype, timed, items, form, chat
         self.tasks = list(tasks or known)
 
     def requests(self):
@@ -61,8 +63,10 @@ class ParallelBench(Unmasked):
     def beside(self, asked: Example, system, model, bench: Workbench, item: str) -> dict[str, float]:
         if not (hasattr(system, "unmask") and isinstance(asked.request, lists.Query)):
             return {}
-        prompt, limit = model.encode(asked.prompt), self.length(asked, model)
+        prompt, limit = self.encoded(asked, model), self.length(asked, model)
         answers = self._answers(model, asked, limit)
+        if answers is None:
+            return {}
         ideal = Ideal(answers, len(prompt), len(model.tokenizer), model.mask_id)
         best = system.unmask(ideal, prompt, limit, bench.rng(item))
         return {
@@ -71,9 +75,11 @@ class ParallelBench(Unmasked):
             "correlation": total_correlation(answers.numpy()),
         }
 
-    def _answers(self, model, shown: Example, limit: int) -> Tensor:
-        """Token ids [m, limit] of every right answer, filled up with the end token."""
+    def _answers(self, model, shown: Example, limit: int) -> Tensor | None:
+        """Token ids [m, limit] of every right answer, filled up with the end token; None if one is longer."""
         end = min(model.stop_ids)
         texts = [lists.shown(answer, self.form) for answer in shown.request.answers()]
         rows = [model.encode(text).tolist() for text in texts]
+        if max(map(len, rows)) > limit:
+            return None
         return torch.tensor([row + [end] * (limit - len(row)) for row in rows])

@@ -34,10 +34,16 @@ class DraftNetwork:
 
     @classmethod
     def of(cls, model: Language, inputs: Inputs, network: str, layers: int) -> DraftNetwork:
-        """Network "layers" leaves the target after ``layers`` layers; "distilled" is the asset ``drafter``."""
+        """Network "layers" leaves the target after ``layers`` layers; "distilled" is the asset ``drafter``.
+
+        A drafter that is a checkpoint of its own has the target's vocabulary, as the small models of a family do.
+        """
         if network == "layers":
             return cls(model.decoder.first_layers(min(layers, model.decoder.config.layers)))
-        return cls.distilled(model.decoder, inputs.assets["drafter"])
+        folder = inputs.assets["drafter"]
+        if (folder / "drafter.safetensors").exists():
+            return cls.distilled(model.decoder, folder)
+        return cls(Decoder.load(folder, model.decoder.dtype, model.decoder.device))
 
     @classmethod
     def distilled(cls, target: Decoder, folder: Path) -> DraftNetwork:
