@@ -8,6 +8,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections import Counter
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ from parsimony.plan import Plan, find_root, make_plan
 
 SECONDS = 3
 """How long the hub may take to answer."""
+SLACK_GB = 4
+"""What a GPU may lack of the memory by which it is known."""
 
 
 def examine() -> int:
@@ -117,7 +120,22 @@ def _obstacle(plan: Plan, cell) -> str:
             return f"asset {key!r} is a Debian package, and there is no apt-get"
         if plan.lock[key].source == "hub" and os.environ.get("HF_HUB_OFFLINE") == "1":
             return f"asset {key!r} is on the hub, and HF_HUB_OFFLINE is set"
+        if not plan.lock[key].locked:
+            return f"asset {key!r} is not locked yet (`parsimony lock {key}`)"
+    if plan.gpu_gb and max(_gpus(), default=0) < plan.gpu_gb - SLACK_GB:
+        return f"it asks for a GPU of {plan.gpu_gb:g} GB"
     return ""
+
+
+@cache
+def _gpus() -> tuple[float, ...]:
+    """Memory of each GPU, in GB."""
+    if not find_spec("torch"):
+        return ()
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(torch.cuda.get_device_properties(n).total_memory / 1e9 for n in range(count))
 
 
 def _sandbox() -> str:
