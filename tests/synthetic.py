@@ -53,11 +53,12 @@ def rows(plan, cell, n=36, seed=0):
     return out
 
 
-def write_report_of(folder: Path, root: Path) -> Path:
-    """A whole report on synthetic records; returns its page."""
+def write_report_of(folder: Path, root: Path, elsewhere: str = "") -> Path:
+    """A whole report on synthetic records, those of method ``elsewhere`` from another device; returns its page."""
     plan = make_plan([], root)
     facts = {"code_version": "c", "commit": "abc", "device": "a processor", "cores": 2, "dtype": "float32"}
     facts |= {"determinism": "seeded", "libraries": {"torch": "1"}, "python": "3.11"}
     for cell in plan.cells.values():
+        facts["device"] = "another processor" if cell.method == elsewhere else "a processor"
         records.publish(records.table_of(rows(plan, cell)), folder / "cells" / f"{cell.id}.parquet", facts)
     return write_report(plan, folder / "cells", folder / "report")

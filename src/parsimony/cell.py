@@ -323,7 +323,7 @@ def _publish(plan, cell, places, benchmark, items: list[Item], shards: list[dict
             row = {"point": point, "params": settings[point], "item": "", "category": category, "metric": "items"}
             rows.append(common | row | {"value": math.nan, "unit": "", "status": "skipped", "reason": reason})
     dtype = plan.params(cell.benchmark).get("dtype", "several")
-    facts = provenance.facts(plan.root, cell, dtype, benchmark.timed)
+    facts = provenance.facts(plan.root, cell, dtype, benchmark.timed, gpu=bool(plan.gpu_gb))
     records.publish(pa.Table.from_pylist(outputs, schema=OUTPUTS), places.outputs(cell.id), facts)
     records.publish(records.table_of(rows), places.records(cell.id), facts)
 

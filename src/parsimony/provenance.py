@@ -12,7 +12,7 @@ from pathlib import Path
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "pillow", "imagecodecs", "constriction")
 
 
-def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
+def facts(root: Path, plan_cell, dtype: str, timed: bool, gpu: bool = False) -> dict:
     """Provenance of a cell: no clock time, so that the same measurement gives the same bytes.
 
     ``determinism`` is "bit-equal rerun" where nothing but the seed decides the numbers, and "seeded" where the clock
@@ -24,7 +24,7 @@ def facts(root: Path, plan_cell, dtype: str, timed: bool) -> dict:
         "version": plan_cell.version,
         "commit": commit(root),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest()[:16],
-        "device": processor(),
+        "device": graphics() if gpu else processor(),
         "cores": threads(timed),
         "dtype": dtype,
         "batch": 1,
@@ -55,6 +55,13 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def graphics() -> str:
+    """The name of the GPU that this process runs on."""
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def cores() -> int:

@@ -38,6 +38,11 @@ class Quantity:
     scale: object = None
     curve: str = ""
 
+    @property
+    def clocked(self) -> bool:
+        """Whether it is a time or a rate by itself, so that another device gives another one; paired ones are not."""
+        return self.against is None and any(metric.endswith("seconds") for metric in (*self.over, self.under))
+
 
 QUANTITIES = {
     "mean_accepted_tokens": Quantity("Mean accepted tokens", "tokens/pass", "higher", ("step_tokens",), "passes"),

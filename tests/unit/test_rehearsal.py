@@ -90,3 +90,10 @@ def test_unknown_families_and_data_sets_are_refused(tmp_path):
         rehearsal.checkpoint(tmp_path, {}, "gpt")
     with pytest.raises(UserError, match="there are no rows of 'squad' to rehearse with"):
         rehearsal.rows(tmp_path, {}, "squad", [])
+
+
+def test_a_rehearsal_is_not_published(rehearsed, tmp_path):
+    from parsimony.report import publish
+
+    with pytest.raises(UserError, match="a rehearsal measures nothing: its records are not published"):
+        publish(rehearsed, tmp_path)

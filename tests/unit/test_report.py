@@ -45,6 +45,14 @@ def test_the_best_is_bold_only_where_it_is_separated(report):
     assert bold and all("tree 80" not in line for line in bold)  # auto is made to be the fastest
 
 
+def test_times_of_different_devices_never_stand_in_one_table(report, tmp_path, root):
+    mixed = write_report_of(tmp_path, root, elsewhere="token_recycling").parent
+    alone, together = ((folder / "tables" / "spec_mix_speed.md").read_text() for folder in (report, mixed))
+    assert "Tokens per second" in alone and "Tokens per second" not in together
+    assert "Speed-up" in together  # paired in one process
+    assert "left out" in together and "left out" not in alone
+
+
 def test_fonts_are_embedded_as_type_42(report):
     figures = list(report.glob("figures/*.pdf"))
     assert len(figures) >= 4

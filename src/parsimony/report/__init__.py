@@ -12,6 +12,7 @@ from parsimony import claims, records
 from parsimony.correlations import correlations
 from parsimony.errors import UserError
 from parsimony.plan import Plan, find_root, make_plan, read_papers
+from parsimony.quantities import QUANTITIES
 from parsimony.stats import summarise
 
 PUBLISHED = Path("results", "published")
@@ -71,7 +72,14 @@ def publish(plan: Plan, cells: Path) -> Path:
     """Copy the records of a suite to ``results/published`` and rebuild what is derived from them.
 
     Cells that were not measured this time stay as they were published; together they must be the whole suite.
+
+    Raises
+    ------
+    UserError
+        When cells are missing, a file is damaged, or it is a rehearsal.
     """
+    if plan.suite.scale == "rehearsal":
+        raise UserError("a rehearsal measures nothing: its records are not published")
     target = plan.root / PUBLISHED / "records"
     fresh = _files(plan, cells)
     kept = {file.name for file in _files(plan, target)} - {file.name for file in fresh}
@@ -105,8 +113,11 @@ def rebuild_published(root: Path | None = None) -> Path:
 
 
 def _derive(plan: Plan, cells: Path):
-    frame, _ = records.read_all(_files(plan, cells))
+    frame, provenance = records.read_all(_files(plan, cells))
     summary = summarise(frame, plan.suite.seed)
+    mixed = [key for key, devices in _devices(plan, provenance).items() if len(devices) > 1]
+    clocked = [key for key, quantity in QUANTITIES.items() if quantity.clocked]
+    summary = summary[~(summary["benchmark"].isin(mixed) & summary["quantity"].isin(clocked))]
     papers = read_papers(plan.root)
     wanted = [each for paper in papers.values() for each in paper.correlations]
     related = correlations(frame, wanted, plan.suite.seed)
@@ -122,17 +133,23 @@ def _derive(plan: Plan, cells: Path):
 
 def _conditions(plan: Plan, provenance: dict[str, dict]) -> dict[str, str]:
     """The sentence on device, seed and suite for each benchmark, and for "all" of them."""
-    cores: dict[str, dict[str, int]] = {}
-    for cell, facts in provenance.items():
-        for key in (plan.cells[cell].benchmark, "all"):
-            devices = cores.setdefault(key, {})
-            # A cell that is not timed runs on one of the cores that a timed one takes.
-            devices[facts["device"]] = max(devices.get(facts["device"], 0), facts["cores"])
     return {
         key: f"{' and '.join(f'{name}, {count} cores' for name, count in sorted(devices.items()))}; "
         f"seed {plan.suite.seed}; suite {plan.name}."
-        for key, devices in cores.items()
+        + " Times and rates are left out, since rows come from different devices." * (key != "all" and len(devices) > 1)
+        for key, devices in _devices(plan, provenance).items()
     }
+
+
+def _devices(plan: Plan, provenance: dict[str, dict]) -> dict[str, dict[str, int]]:
+    """Devices, and the cores used of each, by benchmark and for "all" of them."""
+    found: dict[str, dict[str, int]] = {}
+    for cell, facts in provenance.items():
+        for key in (plan.cells[cell].benchmark, "all"):
+            devices = found.setdefault(key, {})
+            # A cell that is not timed runs on one of the cores that a timed one takes.
+            devices[facts["device"]] = max(devices.get(facts["device"], 0), facts["cores"])
+    return found
 
 
 def _files(plan: Plan, cells: Path) -> list[Path]:
