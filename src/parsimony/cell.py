@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from parsimony import fingerprint, provenance, records
+from parsimony import devices, fingerprint, provenance, records
 from parsimony.assets import Unavailable, load_path
 from parsimony.config import nearest
 from parsimony.elsewhere import Elsewhere
@@ -26,6 +26,7 @@ from parsimony.instantiate import instantiate, locate
 from parsimony.interfaces import Inputs, Item, Outcome, Stateful
 from parsimony.journal import Journal, alone
 from parsimony.plan import Cell, Plan
+from parsimony.resources import ask
 
 # "element" is what Parquet calls the values of a list, so the schema survives a round trip.
 VALUES = pa.list_(pa.field("element", pa.float64()))
@@ -158,6 +159,14 @@ def _use(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+def _use_gpus(count: int, locks: Path) -> None:
+    """Hold so many GPUs; new tensors are made on the first of them."""
+    devices.lease(count, locks)
+    import torch
+
+    torch.set_default_device("cuda")
+
+
 class Folders(dict):
     """Folders by field; one that the configuration does not name is one clear sentence."""
 
@@ -178,6 +187,8 @@ class Bench:
     def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
         threads = provenance.threads(plan.timed(cell.id))
         _use(threads)
+        if plan.gpu_gb:
+            _use_gpus(ask(plan, cell.id)["gpu"], places.resources / ".gpus")
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]
@@ -225,7 +236,7 @@ class Bench:
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
         folder = self.paths[config.asset] if config.asset else None
-        device = {"device": _gpu(self.plan)} if self.plan.gpu_gb else {}
+        device = {"device": "cuda"} if self.plan.gpu_gb else {}
         return locate(config.target).load(folder, dtype=dtype, **config.params, **device)
 
     def system(self, point: str, dtype: str):
@@ -282,19 +293,6 @@ class Bench:
             system = self.system(*key.split("."))
             if isinstance(system, Stateful):
                 system.restore(tensors)
-
-
-def _gpu(plan: Plan) -> str:
-    """The GPU of a cell, or one sentence where there is none.  New tensors are made on it from then on."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"cells of suite {plan.name!r} run on a GPU of {plan.gpu_gb:g} GB, and this process sees none; run where "
-            "there is one, or go through the suite with small stand-ins: scale=rehearsal"
-        )
-    torch.set_default_device("cuda")
-    return "cuda"
 
 
 def _shard(outcome: Outcome) -> dict:

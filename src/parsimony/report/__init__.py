@@ -133,12 +133,13 @@ def _derive(plan: Plan, cells: Path):
 
 def _conditions(plan: Plan, provenance: dict[str, dict]) -> dict[str, str]:
     """The sentence on device, seed and suite for each benchmark, and for "all" of them."""
-    return {
-        key: f"{' and '.join(f'{name}, {count} cores' for name, count in sorted(devices.items()))}; "
-        f"seed {plan.suite.seed}; suite {plan.name}."
-        + " Times and rates are left out, since rows come from different devices." * (key != "all" and len(devices) > 1)
-        for key, devices in _devices(plan, provenance).items()
-    }
+    sentences = {}
+    for key, devices in _devices(plan, provenance).items():
+        names = " and ".join(f"{name}, {count} cores" for name, count in sorted(devices.items()))
+        sentences[key] = f"{names}; seed {plan.suite.seed}; suite {plan.name}."
+        if key != "all" and len(devices) > 1:
+            sentences[key] += " Times and rates are left out, since rows come from different devices."
+    return sentences
 
 
 def _devices(plan: Plan, provenance: dict[str, dict]) -> dict[str, dict[str, int]]:

@@ -1,0 +1,61 @@
+"""GPUs of this machine: a cell holds its own until its process ends, whoever else runs here."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from parsimony.errors import UserError
+
+POLL = 5
+"""Seconds between two looks for a free one."""
+_held: dict[str, object] = {}
+"""Open lock files by GPU: the system lets go of them when the process ends, however it ends."""
+
+
+def visible() -> list[str]:
+    """The GPUs that this process may use: ``CUDA_VISIBLE_DEVICES``, as schedulers set it, or all device files."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def lease(count: int, folder: Path) -> list[str]:
+    """Hold ``count`` GPUs that no other process holds by a lock in ``folder``, and make no others visible.
+
+    Waits while they are busy.  To be called before CUDA is first used; a second call returns what is held.
+
+    Raises
+    ------
+    UserError
+        When there are fewer on this machine.
+    """
+    names = visible()
+    if len(names) < count:
+        raise UserError(
+            f"a cell asks for {count} GPU{'s' * (count > 1)}, and this process sees {len(names)}; run where there are "
+            "more, or go through the suite with small stand-ins: scale=rehearsal"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    told = False
+    while len(_held) < count:
+        for name in names:
+            if len(_held) < count and name not in _held:
+                file = open(folder / f"{socket.gethostname()}-gpu-{name}.lock", "w")  # noqa: SIM115 (held to the end)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _held[name] = file
+                except BlockingIOError:
+                    file.close()
+        if len(_held) < count:
+            if not told:
+                print(f"waits for {count - len(_held)} of GPUs {', '.join(names)}", file=sys.stderr, flush=True)
+            told = True
+            time.sleep(POLL)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_held)
+    return list(_held)
