@@ -10,7 +10,7 @@ from parsimony.benchmarks.hub_tasks import LONG, TASKS, boxed, chosen, code_line
 from parsimony.benchmarks.masked_answers import MaskedAnswers
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
-from parsimony.methods.diffusion.static_unmasking import StaticUnmasking
+from parsimony.methods.diffusion.static_unmasking import Static
 from parsimony.methods.kv_cache.full import Full
 from parsimony.methods.kv_cache.streaming_llm import StreamingLLM
 from parsimony.models.language import Language
@@ -142,6 +142,6 @@ def test_masked_models_are_asked_in_their_chat_template(paths, tmp_path):
     (item,) = benchmark.items(paths, 0)
     prompt = model.tokenizer.decode(benchmark.encoded(benchmark.asked[item.id], model).tolist())
     assert prompt.startswith("<|start_header_id|>user") and item.turns[0] in prompt
-    outcome = benchmark.measure(item, Bench(model, {"k_2": StaticUnmasking(per_step=2)}))
+    outcome = benchmark.measure(item, Bench(model, {"k_2": Static(block=8, per_step=2)}))
     numbers = {metric: value for _, metric, value, _ in outcome.numbers}
     assert numbers["unmasked"] == 8 and numbers["forward_passes"] == 4
