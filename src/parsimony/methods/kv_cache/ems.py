@@ -173,7 +173,7 @@ class Slots(Held):
         self.marks[2] = self.marks[2] * (1 - 1 / self.w) + got
 
     def seen(self, q: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.keys, self.values, self.marks[3].log() if self.settings.bias else None
+        return self.keys, self.values, self.marks[3].log().to(q.dtype) if self.settings.bias else None
 
     def tensors(self) -> Iterator[Tensor]:
         yield from super().tensors()
