@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -119,6 +121,19 @@ def wide_by_system(records: pd.DataFrame, benchmark: str) -> dict[tuple[str, str
         key: group.pivot_table(index="item", columns="metric", values="value", aggfunc="first")
         for key, group in mine.groupby(["model", "method", "point"])
     }
+
+
+def by_model(summary: pd.DataFrame, records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """Summary and records in parts in which each benchmark has one model; with what tells the names of a part apart.
+
+    All benchmarks of one model come first and need no name; of the others ("_model") each model is a part.
+    """
+    counts = summary.groupby("benchmark")["model"].nunique()
+    several = set(counts[counts > 1].index)
+    frames = summary, records
+    yield "", *(frame[~frame["benchmark"].isin(several)] for frame in frames)
+    for model in sorted(summary[summary["benchmark"].isin(several)]["model"].unique()):
+        yield f"_{model}", *(frame[frame["benchmark"].isin(several) & (frame["model"] == model)] for frame in frames)
 
 
 def pareto(points: np.ndarray, higher: tuple[bool, ...]) -> np.ndarray:

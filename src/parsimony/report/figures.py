@@ -14,7 +14,7 @@ from parsimony.quantities import QUANTITIES
 from parsimony.rate_distortion import RATE
 from parsimony.report import channels, rate_distortion
 from parsimony.report.style import DASHES, MARKERS, RC, WIDTHS, look, words
-from parsimony.stats import pareto
+from parsimony.stats import by_model, pareto
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -45,28 +45,33 @@ def write_figures(summary: pd.DataFrame, records: pd.DataFrame, out: Path, conte
     out.mkdir(parents=True, exist_ok=True)
     made = []
     with matplotlib.rc_context(RC):
-        for benchmark in sorted(summary["benchmark"].unique()):
-            mine = summary[summary["benchmark"] == benchmark]
-            for quantity in PER_CATEGORY:
-                made += _categories(mine, benchmark, quantity, out, context)
-            made += _pareto(mine, benchmark, out, context)
-            if (drawn := rate_distortion.draw(mine, context)) is not None:
-                made.append(_save(*drawn, out / f"{benchmark}_rate_distortion"))
-            made += _learning(records[records["benchmark"] == benchmark], benchmark, out, context)
-            if (drawn := channels.draw(mine)) is not None:
-                made.append(_save(*drawn, out / f"{benchmark}_orders"))
+        for end, part, measured in by_model(summary, records):
+            for benchmark, mine in part.groupby("benchmark"):
+                stem = out / f"{benchmark}{end}"
+                for quantity in PER_CATEGORY:
+                    made += _categories(mine, quantity, stem, context)
+                made += _pareto(mine, benchmark, stem, context)
+                if (drawn := rate_distortion.draw(mine, context)) is not None:
+                    made.append(_save(*drawn, _with(stem, "rate_distortion")))
+                made += _learning(measured[measured["benchmark"] == benchmark], stem)
+                if (drawn := channels.draw(mine)) is not None:
+                    made.append(_save(*drawn, _with(stem, "orders")))
+            made += _of_papers(part, measured, out, end, context)
         made += _latency(records[records["benchmark"] == "latency"], out)
-        made += _of_papers(summary, records, out, context)
     return made
 
 
-def _categories(summary, benchmark, quantity, out, context) -> list[Path]:
+def _with(stem: Path, what: str) -> Path:
+    return stem.with_name(f"{stem.name}_{what}")
+
+
+def _categories(summary, quantity, stem, context) -> list[Path]:
     """A quantity by category: the best point of each method, with intervals where they may be claimed."""
     data = _best_points(summary[summary["quantity"] == quantity], context)
     if data.empty:
         return []
     categories = ["all", *sorted(set(data["category"]) - {"all"})]
-    return [_bands(data, "category", categories, quantity, out / f"{benchmark}_{quantity}", context)]
+    return [_bands(data, "category", categories, quantity, _with(stem, quantity), context)]
 
 
 def _best_points(data, context) -> pd.DataFrame:
@@ -120,14 +125,14 @@ def _axis(quantity: str) -> str:
     return f"{title} ({q.unit})" if q.unit and q.unit not in ("x", title) else title
 
 
-def _of_papers(summary, records, out, context) -> list[Path]:
+def _of_papers(summary, records, out, end, context) -> list[Path]:
     """The figures that the papers' configs ask for."""
     made = []
     for paper, config in context["papers"].items():
         for wanted in config.figures:
             kind, _, name = wanted.against.partition(":")
             data = _asked(summary, wanted, kind, context)
-            stem = out / f"{paper}_{wanted.id}"
+            stem = out / f"{paper}_{wanted.id}{end}"
             if data.empty:
                 continue
             if wanted.panels:
@@ -234,7 +239,7 @@ def _trade(summary, benchmark, context) -> tuple[str, str]:
     return ("cache_share", columns[0]) if "cache_share" in columns else ("", "")
 
 
-def _pareto(summary, benchmark, out, context) -> list[Path]:
+def _pareto(summary, benchmark, stem, context) -> list[Path]:
     """Speed-up against accepted tokens, or quality against bytes: all operating points, names along the front."""
     across, up = _trade(summary, benchmark, context)
     pooled = summary[(summary["category"] == "all") & summary["quantity"].isin([across, up])]
@@ -276,7 +281,7 @@ def _pareto(summary, benchmark, out, context) -> list[Path]:
     axes.set_ylabel(_axis(up))
     flat = data.copy()
     flat.columns = [f"{quantity}_{bound}" for bound, quantity in flat.columns]
-    return [_save(figure, flat.reset_index(), out / f"{benchmark}_pareto")]
+    return [_save(figure, flat.reset_index(), _with(stem, "pareto"))]
 
 
 def _spread_labels(axes, x, y, labels) -> None:
@@ -319,7 +324,7 @@ def _latency(records, out) -> list[Path]:
     return [_save(figure, data[["category", "rows", "seconds"]], out / "latency")]
 
 
-def _learning(records, benchmark, out, context) -> list[Path]:
+def _learning(records, stem) -> list[Path]:
     """Mean accepted tokens so far against items seen, for methods with points that keep ("hot") or lose their state."""
     hot = records["params"].str.contains('"hot": ')
     mine = records[hot & records["metric"].isin(["step_tokens", "passes"]) & (records["status"] == "ok")]
@@ -340,7 +345,7 @@ def _learning(records, benchmark, out, context) -> list[Path]:
     axes.set_xlabel("items seen")
     axes.set_ylabel("mean accepted tokens so far")
     axes.legend(frameon=False)
-    return [_save(figure, pd.concat(frames), out / f"{benchmark}_learning")]
+    return [_save(figure, pd.concat(frames), _with(stem, "learning"))]
 
 
 def _save(figure, data: pd.DataFrame, stem: Path) -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 from parsimony.quantities import QUANTITIES
 from parsimony.report import rate_distortion
 from parsimony.report.style import words
-from parsimony.stats import ENOUGH, KEYS, tie_group, wide_by_system
+from parsimony.stats import ENOUGH, KEYS, by_model, tie_group, wide_by_system
 
 BY_CATEGORY = (
     "mean_accepted_tokens", "speedup", "speedup_alone", "equal_answers", "realign_share", "grouping_rate",
@@ -40,29 +40,25 @@ def write_tables(summary: pd.DataFrame, records: pd.DataFrame, out: Path, contex
         made.append(
             _write(out / "where_it_pays", *paying, [], f"Where speculation pays. {context['conditions']['all']}")
         )
-    several = summary.groupby("benchmark")["model"].nunique() > 1
-    for (benchmark, model), mine in summary.groupby(["benchmark", "model"]):
-        stem = out / (f"{benchmark}_{model}" if several[benchmark] else benchmark)
-        about = f"{context['titles'].get(benchmark, benchmark)}. {model}; {context['conditions'][benchmark]}"
-        systems = wide_by_system(records[records["model"] == model], benchmark)
-        if (afforded := parallelism(mine))[1]:
-            title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
-            made.append(_write(_with(stem, "parallelism"), *afforded, [], f"{title} {about}"))
-        if (differences := rate_distortion.table(mine))[1]:
-            made.append(_write(_with(stem, "bd_rate"), *differences, [rate_distortion.NOTE], about))
-        head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
-        if len(head) > 2:
-            made.append(_write(stem, head, rows, notes, f"{about} {_interval_note(mine)}"))
-        for quantity in BY_CATEGORY:
-            head, rows, notes = _by_category(mine, quantity)
-            if rows:
-                title = QUANTITIES[quantity].title
-                made.append(_write(_with(stem, quantity), head, rows, notes, f"{title} by category. {about}"))
+    for end, part, measured in by_model(summary, records):
+        for benchmark, mine in part.groupby("benchmark"):
+            name, model = f"{benchmark}{end}", mine["model"].iloc[0]
+            about = f"{context['titles'].get(benchmark, benchmark)}. {model}; {context['conditions'][benchmark]}"
+            systems = wide_by_system(measured, benchmark)
+            if (afforded := parallelism(mine))[1]:
+                title = "The most tokens a step among points with at least this mean score (PB90 to PB60)."
+                made.append(_write(out / f"{name}_parallelism", *afforded, [], f"{title} {about}"))
+            if (differences := rate_distortion.table(mine))[1]:
+                made.append(_write(out / f"{name}_bd_rate", *differences, [rate_distortion.NOTE], about))
+            head, rows, notes = _overview(mine, systems, context["columns"].get(benchmark))
+            if len(head) > 2:
+                made.append(_write(out / name, head, rows, notes, f"{about} {_interval_note(mine)}"))
+            for quantity in BY_CATEGORY:
+                head, rows, notes = _by_category(mine, quantity)
+                if rows:
+                    title = QUANTITIES[quantity].title
+                    made.append(_write(out / f"{name}_{quantity}", head, rows, notes, f"{title} by category. {about}"))
     return made
-
-
-def _with(stem: Path, what: str) -> Path:
-    return stem.with_name(f"{stem.name}_{what}")
 
 
 def write_correlations(related: pd.DataFrame, out: Path, context: dict) -> None:
