@@ -221,6 +221,8 @@ def _value(quantity: str, row) -> str:
 def _number(quantity: str, value: float) -> str:
     if QUANTITIES[quantity].unit == "bytes":
         return f"{value / 1e6:.2f} MB"
+    if QUANTITIES[quantity].unit.startswith("s/"):
+        return f"{1e3 * value:.3g} ms"
     return f"{value:.1f}" if abs(value) >= 20 else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
 
 
