@@ -70,15 +70,9 @@ def _machine(root: Path) -> list[tuple[str, str]]:
     memory, free = _memory(), shutil.disk_usage(root).free / 2**30
     facts.append(("memory", f"{memory:.0f} GiB{'' if memory > 6 else ': the quick suite needs 6'}"))
     facts.append(("disk", f"{free:.0f} GiB free{'' if free > 4 else ': the quick suite needs 4'}"))
-    if not find_spec("torch"):
-        return facts
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
+    if find_spec("torch") and not _gpus():
         return [*facts, ("gpu", "none: everything runs on the processor")]
-    for n in range(count):
-        of = torch.cuda.get_device_properties(n)
+    for n, of in enumerate(_gpus()):
         facts.append(("gpu", f"{n}: {of.name}, {of.total_memory / 2**30:.0f} GiB, compute {of.major}.{of.minor}"))
     return facts
 
@@ -122,20 +116,20 @@ def _obstacle(plan: Plan, cell) -> str:
             return f"asset {key!r} is on the hub, and HF_HUB_OFFLINE is set"
         if not plan.lock[key].locked:
             return f"asset {key!r} is not locked yet (`parsimony lock {key}`)"
-    if plan.gpu_gb and max(_gpus(), default=0) < plan.gpu_gb - SLACK_GB:
+    if plan.gpu_gb and max((of.total_memory / 1e9 for of in _gpus()), default=0) < plan.gpu_gb - SLACK_GB:
         return f"it asks for a GPU of {plan.gpu_gb:g} GB"
     return ""
 
 
 @cache
-def _gpus() -> tuple[float, ...]:
-    """Memory of each GPU, in GB."""
+def _gpus() -> tuple:
+    """What torch knows of each GPU."""
     if not find_spec("torch"):
         return ()
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return tuple(torch.cuda.get_device_properties(n).total_memory / 1e9 for n in range(count))
+    return tuple(torch.cuda.get_device_properties(n) for n in range(count))
 
 
 def _sandbox() -> str:

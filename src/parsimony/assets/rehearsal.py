@@ -60,7 +60,7 @@ ROWS = {
 """Data set -> invented rows with its columns."""
 
 
-def checkpoint(out: Path, inputs: dict[str, Path], family: str, layers: int = LAYERS) -> None:
+def checkpoint(out: Path, inputs: dict[str, Path], family: str) -> None:
     """A random network of a family with a tokenizer of its kind.
 
     Parameters
@@ -85,9 +85,9 @@ def checkpoint(out: Path, inputs: dict[str, Path], family: str, layers: int = LA
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     vocabulary = tokenizer.get_vocab_size()
     if kind == "llada":
-        _llada(out, vocabulary, layers)
+        _llada(out, vocabulary)
     else:
-        _causal(out, kind, vocabulary, layers, ROPE.get(family))
+        _causal(out, kind, vocabulary, ROPE.get(family))
 
 
 def rows(out: Path, inputs: dict[str, Path], data: str, files: list[str]) -> None:
@@ -137,14 +137,14 @@ def _pieces(special: list[str]):
     return tokenizer
 
 
-def _causal(out: Path, kind: str, vocabulary: int, layers: int, rope: dict | None) -> None:
+def _causal(out: Path, kind: str, vocabulary: int, rope: dict | None) -> None:
     """What `transformers` writes of a small network of this type."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=vocabulary, hidden_size=SIZE, intermediate_size=2 * SIZE, num_hidden_layers=layers,
+        kind, vocab_size=vocabulary, hidden_size=SIZE, intermediate_size=2 * SIZE, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=2, head_dim=SIZE // 4, max_position_embeddings=131072,
         **({"rope_parameters": rope} if rope else {}),
     )  # fmt: skip
@@ -152,24 +152,24 @@ def _causal(out: Path, kind: str, vocabulary: int, layers: int, rope: dict | Non
     model.save_pretrained(out)
 
 
-def _llada(out: Path, vocabulary: int, layers: int) -> None:
+def _llada(out: Path, vocabulary: int) -> None:
     """A checkpoint with LLaDA's names, all heads with keys of their own."""
     import torch
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
     config = {
-        "model_type": "llada", "n_layers": layers, "d_model": SIZE, "mlp_hidden_size": 2 * SIZE, "n_heads": 4,
+        "model_type": "llada", "n_layers": LAYERS, "d_model": SIZE, "mlp_hidden_size": 2 * SIZE, "n_heads": 4,
         "n_kv_heads": 4, "vocab_size": vocabulary, "embedding_size": vocabulary, "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0, "weight_tying": False, "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
     }  # fmt: skip
     shapes = {"wte": (vocabulary, SIZE), "ff_out": (vocabulary, SIZE)}
-    for n in range(layers):
+    for n in range(LAYERS):
         block = {name: (SIZE, SIZE) for name in ("q_proj", "k_proj", "v_proj", "attn_out")}
         block |= {"ff_proj": (2 * SIZE, SIZE), "up_proj": (2 * SIZE, SIZE), "ff_out": (SIZE, 2 * SIZE)}
         shapes |= {f"blocks.{n}.{name}": shape for name, shape in block.items()}
     weights = {name: torch.randn(shape, generator=generator) / 8 for name, shape in shapes.items()}
-    norms = ["ln_f", *(f"blocks.{n}.{name}" for n in range(layers) for name in ("attn_norm", "ff_norm"))]
+    norms = ["ln_f", *(f"blocks.{n}.{name}" for n in range(LAYERS) for name in ("attn_norm", "ff_norm"))]
     weights |= {name: torch.ones(SIZE) for name in norms}
     save_file(
         {f"model.transformer.{name}.weight": w.bfloat16() for name, w in weights.items()}, out / "model.safetensors"

@@ -21,7 +21,7 @@ PUBLISHED = Path("results", "published")
 def evaluate(overrides) -> tuple[Plan, list[dict], list[dict]]:
     """Plan, ledger and coverage of a suite, from whatever it has measured so far."""
     plan = make_plan(overrides)
-    _, _, _, rows, papers = _derive(plan, plan.root / "results" / plan.name / "cells")
+    *_, rows, papers = _derive(plan, plan.root / "results" / plan.name / "cells")
     return plan, rows, papers
 
 
@@ -36,10 +36,9 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
     from parsimony.report import figures, site, tables
     from parsimony.report import ledger as text
 
-    frame, provenance = records.read_all(_files(plan, cells))
-    if frame.empty:
+    if not _files(plan, cells):
         raise UserError(f"no records in {cells}; run `parsimony run suite={plan.name}` first")
-    frame, summary, related, rows, papers = _derive(plan, cells)
+    frame, provenance, summary, related, rows, papers = _derive(plan, cells)
     context = {
         "methods": {
             key: [other for other, config in plan.methods.items() if config.family == method.family]
@@ -128,7 +127,7 @@ def _derive(plan: Plan, cells: Path):
         "today": {key: cell.code for key, cell in plan.cells.items()},
     }
     planned = [{"id": key, "papers": cell.papers} for key, cell in plan.cells.items()]
-    return frame, summary, related, rows, claims.coverage(papers, planned, rows, versions)
+    return frame, provenance, summary, related, rows, claims.coverage(papers, planned, rows, versions)
 
 
 def _conditions(plan: Plan, provenance: dict[str, dict]) -> dict[str, str]:
