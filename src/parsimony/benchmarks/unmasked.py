@@ -39,12 +39,12 @@ class Unmasked(ABC):
     chat = False
     """Whether a request is put as a user's turn, for models that were trained on conversations."""
 
-    def requests(self) -> Iterator[tuple[str, object]]:
-        """Category and request (with a ``prompt``) of every item; those of a category follow one another.
+    asked: dict[str, object]
+    """The request (with a ``prompt``) of each item."""
 
-        A benchmark whose items come from files overrides `items`, and fills ``asked``, instead.
-        """
-        raise NotImplementedError
+    @abstractmethod
+    def items(self, paths, seed: int) -> list[Item]:
+        """The items; fills ``asked``."""
 
     @abstractmethod
     def length(self, asked, model) -> int:
@@ -62,16 +62,6 @@ class Unmasked(ABC):
     def beside(self, asked, system, model, bench: Workbench, item: str) -> dict[str, float]:
         """Further numbers of a system on an item."""
         return {}
-
-    def items(self, paths, seed: int) -> list[Item]:
-        counts: Counter[str] = Counter()
-        self.asked, order = {}, []
-        for category, request in self.requests():
-            key = f"{category}_{counts[category]:03d}"
-            counts[category] += 1
-            self.asked[key] = request
-            order.append(Item(key, category, (request.prompt,), "generated"))
-        return sorted(order, key=lambda item: item.id.rpartition("_")[2])  # so that every category is soon under way
 
     def skipped(self, missing: dict[str, str]) -> dict[str, str]:
         return {}
@@ -117,7 +107,25 @@ class Unmasked(ABC):
         return outcome
 
 
-class Forms(Unmasked):
+class Drawn(Unmasked):
+    """Benchmarks that draw their requests instead of reading them from files."""
+
+    @abstractmethod
+    def requests(self) -> Iterator[tuple[str, object]]:
+        """Category and request of every item; those of a category follow one another."""
+
+    def items(self, paths, seed: int) -> list[Item]:
+        counts: Counter[str] = Counter()
+        self.asked, order = {}, []
+        for category, request in self.requests():
+            key = f"{category}_{counts[category]:03d}"
+            counts[category] += 1
+            self.asked[key] = request
+            order.append(Item(key, category, (request.prompt,), "generated"))
+        return sorted(order, key=lambda item: item.id.rpartition("_")[2])  # so that every category is soon under way
+
+
+class Forms(Drawn):
     """Benchmarks whose requests come in a few forms, all answered in a window of one length.
 
     Parameters

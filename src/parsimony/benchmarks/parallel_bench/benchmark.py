@@ -10,12 +10,12 @@ from parsimony.benchmarks.parallel_bench.ideal import Ideal
 from parsimony.benchmarks.parallel_bench.tasks import GROUPS, LENGTH, Example, examples, grade
 from parsimony.benchmarks.parallel_bench.theory import total_correlation
 from parsimony.benchmarks.parallel_bench.writing import Request
-from parsimony.benchmarks.unmasked import Unmasked
+from parsimony.benchmarks.unmasked import Drawn
 from parsimony.errors import UserError
 from parsimony.interfaces import Workbench
 
 
-class ParallelBench(Unmasked):
+class ParallelBench(Drawn):
     """Requests of the 17 tasks.
 
     An answer has 32 tokens to unmask, what follows its end included (as published: short answers look faster than
