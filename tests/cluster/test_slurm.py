@@ -19,14 +19,15 @@ QUICK = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-st
 
 @pytest.fixture
 def cluster(project, root, slurm):
-    """The tiny project with the profile as a user of this cluster edits it; its cells ask for a GPU."""
+    """The tiny project with the profile as a user of this cluster edits it; its cells ask SLURM for a GPU, unused."""
     path = project.folder / "workflow/profiles/slurm/config.yaml"
     profile = yaml.safe_load(path.read_text())
     profile["default-resources"] = {"mem_mb": 2000, "runtime": 10}
+    profile["set-resources"] = {"cell_4gb_1h": {"gpu": 1}}
     path.write_text(yaml.safe_dump(profile))
     limits = {"max_runtime": 10000, "max_mem_mb": 64000, "max_threads": 64, "max_gpu": 2}
     project.write("workflow/profiles/slurm/partitions.yaml", {"partitions": {"work": limits}})
-    suite = yaml.safe_load((project.folder / "configs/suite/tiny.yaml").read_text()) | {"gpu_gb": 80}
+    suite = yaml.safe_load((project.folder / "configs/suite/tiny.yaml").read_text())
     # `auto` sizes drafts by the latency that a run measures, so that two runs may differ in it.
     suite["points"] = {key: [p for p in points if p != "auto"] for key, points in suite["points"].items()}
     project.write("configs/suite/tiny.yaml", suite)
