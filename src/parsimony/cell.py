@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from parsimony import devices, fingerprint, provenance, records
 from parsimony.assets import Unavailable, load_path
-from parsimony.config import nearest
 from parsimony.elsewhere import Elsewhere
-from parsimony.errors import UserError
+from parsimony.errors import UserError, nearest
 from parsimony.instantiate import instantiate, locate
 from parsimony.interfaces import Inputs, Item, Outcome, Stateful
 from parsimony.journal import Journal, alone

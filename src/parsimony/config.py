@@ -6,14 +6,13 @@ Every group (`suite`, `paper`, `model`, `method`, `benchmark`) is one model belo
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from parsimony.errors import UserError
+from parsimony.errors import UserError, nearest
 
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -42,7 +41,7 @@ Interface = Literal[
 Source = Literal["package", "debian", "generated", "trained", "shipped", "hub"]
 Scale = Literal["small", "published"]
 Scalar = bool | int | float | str
-Params = dict[str, Scalar | list[Scalar] | None]
+Params = dict[str, Scalar | list[Scalar] | dict[str, Scalar] | None]
 
 
 class Closed(BaseModel):
@@ -277,12 +276,6 @@ class Asset(Closed):
     def requires(self) -> list[str]:
         """Assets that must be fetched before; a shipped one needs its inputs only when its recipe runs again."""
         return [] if self.source == "shipped" else self.inputs
-
-
-def nearest(key: str, valid) -> str:
-    """The end of an error sentence: the nearest valid key, or all of them."""
-    close = difflib.get_close_matches(key, list(map(str, valid)), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(map(str, valid)))}"
 
 
 def parse(kind: type[Closed], data: Any, where: str):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 
-from parsimony.config import nearest
-from parsimony.errors import UserError
+from parsimony.errors import UserError, nearest
 
 
 def instantiate(target: str, params: dict):

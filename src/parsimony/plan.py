@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from parsimony import fingerprint
-from parsimony.config import Asset, Benchmark, Method, Model, Paper, Suite, nearest, parse
-from parsimony.errors import UserError
+from parsimony.config import Asset, Benchmark, Method, Model, Paper, Suite, parse
+from parsimony.errors import UserError, nearest
 from parsimony.rows import read_rows
 
 GROUPS = {"model": Model, "method": Method, "benchmark": Benchmark}
@@ -417,7 +417,7 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     code = fingerprint.code_version(m.target, *(o.target for o in others), b.target, plan.models[model].target)
     settings = [
         m.model_dump(mode="json", exclude={"points", "hasty"}) | {"points": {p: m.points[p] for p in points}},
-        [other.model_dump(mode="json", exclude={"hasty"}) for other in others],
+        [other.model_dump(mode="json", exclude={"hasty"}) for other in others if other is not m],
         [b.target, plan.params(benchmark)],
         [plan.models[model].model_dump(mode="json", exclude={"parameters"}), plan.suite.seed],
         [plan.asset_version(plan.played_by(key)) for key in allowed],

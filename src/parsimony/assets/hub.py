@@ -19,8 +19,8 @@ from pathlib import Path
 
 from parsimony.assets.lock import read_lock, write_row
 from parsimony.assets.store import NO_SPACE, alone, fetch, inside, sha256
-from parsimony.config import Asset, LockedFile, nearest
-from parsimony.errors import UserError
+from parsimony.config import Asset, LockedFile
+from parsimony.errors import UserError, nearest
 
 SAFE = (".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".model", ".jinja")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")

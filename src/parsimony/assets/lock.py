@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from parsimony.config import Asset, nearest, parse
-from parsimony.errors import UserError
+from parsimony.config import Asset, parse
+from parsimony.errors import UserError, nearest
 from parsimony.rows import read_rows
 
 

@@ -11,8 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
-from parsimony.config import Asset, nearest
-from parsimony.errors import UserError
+from parsimony.config import Asset
+from parsimony.errors import UserError, nearest
 
 MANIFEST = "manifest.json"
 NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
