@@ -25,10 +25,25 @@ HELD_OUT = 0.1
 """Share of the prompts (not of the records) on which floors are checked."""
 
 
+def answer(out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, seed: int):
+    """Static answers, one token a pass, to requests that no benchmark makes; writes ``answers.safetensors``.
+
+    Parameters
+    ----------
+    mix : list of str
+        What the requests are of (`task_mix.KINDS`).
+    """
+    network, tokenizer = load(inputs[model])
+    found = {}
+    for n, asked in enumerate(questions(tokenizer, mix, prompts, seed)):
+        asked.answers = static_answers(network, asked)
+        found |= {f"{name}.{n}": tensor.int() for name, tensor in vars(asked).items()}
+    save_file(found, out / "answers.safetensors")
+
+
 def train_filter(
-    out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, updates: int, rate: float,
-    floor: float, seed: int,
-):  # fmt: skip
+    out: Path, inputs: dict[str, Path], model: str, answers: str, updates: int, rate: float, floor: float, seed: int
+):
     """Learn2PD's filter: replay each static answer with the oracle, and learn which positions it would commit.
 
     In each pass of the replay the label of a position is whether its prediction (or the token that stands there) is
@@ -38,8 +53,8 @@ def train_filter(
 
     Parameters
     ----------
-    mix : list of str
-        What the requests are of (`task_mix.KINDS`); none is one of a benchmark's.
+    answers : str
+        What `answer` has made with the same model.
     floor : float
         Least accuracy of the filter on records of held-out prompts.
 
@@ -49,10 +64,9 @@ def train_filter(
         When it is below the floor.
     """
     torch.manual_seed(seed)
-    network, tokenizer = load(inputs[model])
+    network, _ = load(inputs[model])
     train, held = [], []
-    for asked in questions(tokenizer, mix, prompts, seed):
-        asked.answers = static_answers(network, asked)
+    for asked in answered(inputs[answers]):
         learnt = int(len(asked.prompts) * (1 - HELD_OUT))
         c, labels, whose = replay(network, asked)
         train.append((c[whose < learnt], labels[whose < learnt]))
@@ -79,8 +93,8 @@ def train_filter(
 
 
 def distil(
-    out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, updates: int, rate: float, rank: int,
-    beta: float, fall: float, seed: int,
+    out: Path, inputs: dict[str, Path], model: str, answers: str, updates: int, rate: float, rank: int, beta: float,
+    fall: float, seed: int,
 ):  # fmt: skip
     """dParallel: LoRA on the model's own static answers with certainty forcing; writes the merged model.
 
@@ -91,10 +105,10 @@ def distil(
 
     Parameters
     ----------
-    mix : list of str
+    answers : str
         As of `train_filter`.
     fall : float
-        Largest share of the mean entropy of right predictions that may be left on held-out answers.
+        Largest share of the entropy of held-out predictions, of those that were right before, that may be left.
 
     Raises
     ------
@@ -102,14 +116,12 @@ def distil(
         When more is left.
     """
     torch.manual_seed(seed)
-    network, tokenizer = load(inputs[model])
-    groups = questions(tokenizer, mix, prompts, seed)
-    for asked in groups:
-        asked.answers = static_answers(network, asked)
+    network, _ = load(inputs[model])
+    groups = answered(inputs[answers])
     network.requires_grad_(False)
     added = add_lora(network, rank)
     optimiser = torch.optim.AdamW(added, lr=rate, weight_decay=0.01)
-    rng, before = np.random.default_rng(seed), certainty(network, groups)
+    rng, (before, right) = np.random.default_rng(seed), entropies(network, groups)
     for n in range(updates):
         asked = groups[n % len(groups)]
         learnt = int(len(asked.prompts) * (1 - HELD_OUT))
@@ -123,7 +135,7 @@ def distil(
         optimiser.step()
         if (n + 1) % 50 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
-    after = certainty(network, groups)
+    before, after = before[right].mean(), entropies(network, groups)[0][right].mean()  # of the same predictions
     print(f"mean entropy of right predictions: {before:.4f} -> {after:.4f} nats", flush=True)
     if beta and after > fall * before:
         raise UserError(
@@ -161,8 +173,9 @@ class Questions:
 
     def logits(self, network, answers: Tensor) -> Tensor:
         """Logits [n, L, V] of the answers' positions where they are ``answers``; the mask token's are -inf."""
-        logits = run(network, torch.cat((self.prompts, answers), 1), self.pads, causal=False)
-        return logits[:, self.prompts.shape[1] :].index_fill(-1, torch.tensor([MASK]), -torch.inf)
+        ids = torch.cat((self.prompts, answers), 1)
+        logits = run(network, ids, self.pads, causal=False, last=answers.shape[1])
+        return logits.index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
 def questions(tokenizer, mix: list[str], count: int, seed: int) -> list[Questions]:
@@ -172,6 +185,13 @@ def questions(tokenizer, mix: list[str], count: int, seed: int) -> list[Question
         texts, _, length = requests(mix[n % len(mix)], count // GROUPS, rng)
         groups.append(Questions(*left_padded(tokenizer, texts), torch.full((len(texts), length), MASK)))
     return groups
+
+
+def answered(folder: Path) -> list[Questions]:
+    """The groups that `answer` has written."""
+    found = load_file(folder / "answers.safetensors")
+    names = ("prompts", "pads", "answers")
+    return [Questions(*(found[f"{name}.{n}"].long() for name in names)) for n in range(GROUPS)]
 
 
 def blocks(length: int) -> list[slice]:
@@ -243,16 +263,16 @@ def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> 
 
 
 @torch.no_grad()
-def certainty(network, groups: list[Questions]) -> float:
-    """Mean entropy (nats) of right predictions where all is masked, on the questions held out."""
-    total, count = 0.0, 0
+def entropies(network, groups: list[Questions]) -> tuple[Tensor, Tensor]:
+    """Entropies (nats) of the predictions where all is masked, on the questions held out, and which are right."""
+    parts = []
     for asked in groups:
         held = asked.at(torch.arange(int(len(asked.prompts) * (1 - HELD_OUT)), len(asked.prompts)))
         logits = held.logits(network, torch.full_like(held.answers, MASK))
         p = logits.softmax(-1)
-        H, right = -(p * (p + 1e-12).log()).sum(-1), logits.argmax(-1) == held.answers
-        total, count = total + float((H * right).sum()), count + int(right.sum())
-    return total / max(count, 1)
+        H = -(p * (p + 1e-12).log()).sum(-1)
+        parts.append((H.flatten(), (logits.argmax(-1) == held.answers).flatten()))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 class LoRA(nn.Module):
