@@ -141,7 +141,9 @@ def _go_on(cell, benchmark, items, journal, bench, shards) -> list[dict]:
         bench.restore(before)
     began, todo = perf_counter(), len(items) - len(shards)
     for n in range(len(shards), len(items)):
-        shard = _shard(benchmark.measure(items[n], bench))
+        with devices.metered(bench.gpus) as told:
+            outcome = benchmark.measure(items[n], bench)
+        shard = _shard(outcome) | {"gpus": told}
         state = bench.state()
         journal.write(n, shard | {"learns": bool(state)}, state)
         shards.append(shard)
@@ -158,12 +160,15 @@ def _use(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _use_gpus(count: int, locks: Path) -> None:
-    """Hold so many GPUs; new tensors are made on the first of them."""
+def _use_gpus(count: int, locks: Path) -> list[str]:
+    """Hold so many GPUs, which are to give the same bits at every run where they can; torch's names for them."""
     devices.lease(count, locks)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    torch.set_default_device("cuda")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return [f"cuda:{n}" for n in range(count)]
 
 
 class Folders(dict):
@@ -186,8 +191,7 @@ class Bench:
     def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
         threads = provenance.threads(plan.timed(cell.id))
         _use(threads)
-        if plan.gpu_gb:
-            _use_gpus(ask(plan, cell.id)["gpu"], places.resources / ".gpus")
+        self.gpus = _use_gpus(ask(plan, cell.id)["gpu"], places.resources / ".gpus") if plan.gpu_gb else []
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]
@@ -211,7 +215,7 @@ class Bench:
         return self.elsewhere.decode(point, streams)
 
     def kept(self, code: str, settings: list, make):
-        if self.plan.gpu_gb:  # quicker made than read, and at that scale there are terabytes of it
+        if self.gpus:  # quicker made than read, and at that scale there are terabytes of it
             return make()
         from parsimony.kept import kept
 
@@ -235,8 +239,8 @@ class Bench:
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
         folder = self.paths[config.asset] if config.asset else None
-        device = {"device": "cuda"} if self.plan.gpu_gb else {}
-        return locate(config.target).load(folder, dtype=dtype, **config.params, **device)
+        placed = {"devices": self.gpus} if self.gpus else {}
+        return locate(config.target).load(folder, dtype=dtype, **config.params, **placed)
 
     def system(self, point: str, dtype: str):
         system = self._build(self.cell.method, point, dtype)
@@ -321,6 +325,7 @@ def _publish(plan, cell, places, benchmark, items: list[Item], shards: list[dict
             rows.append(common | row | {"value": math.nan, "unit": "", "status": "skipped", "reason": reason})
     dtype = plan.params(cell.benchmark).get("dtype", "several")
     facts = provenance.facts(plan.root, cell, dtype, benchmark.timed, gpu=bool(plan.gpu_gb))
+    facts |= devices.summed([shard.get("gpus") for shard in shards], benchmark.timed)
     records.publish(pa.Table.from_pylist(outputs, schema=OUTPUTS), places.outputs(cell.id), facts)
     records.publish(records.table_of(rows), places.records(cell.id), facts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from parsimony.errors import UserError
@@ -59,3 +61,37 @@ def lease(count: int, folder: Path) -> list[str]:
             time.sleep(POLL)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_held)
     return list(_held)
+
+
+@contextlib.contextmanager
+def metered(names: list[str]) -> Iterator[dict[str, float]]:
+    """What GPUs held and did in a block of code, known behind it; nothing without GPUs.
+
+    ``peak_bytes`` is what tensors took of them at most, and ``seconds`` the time between the first and the last that
+    the first of them had to do.
+    """
+    told: dict[str, float] = {}
+    if not names:
+        yield told
+        return
+    import torch
+
+    for name in names:
+        torch.cuda.reset_peak_memory_stats(name)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    yield told
+    end.record()
+    for name in names:
+        torch.cuda.synchronize(name)
+    told["peak_bytes"] = sum(map(torch.cuda.max_memory_allocated, names))
+    told["seconds"] = begin.elapsed_time(end) / 1000
+
+
+def summed(items: list[dict[str, float] | None], timed: bool) -> dict[str, float]:
+    """The facts of a cell from those of its items: its peak, and its seconds if it is one that the clock decides."""
+    items = [told for told in items if told]
+    if not items:
+        return {}
+    facts = {"gpu_peak_bytes": max(told["peak_bytes"] for told in items)}
+    return facts | ({"gpu_seconds": sum(told["seconds"] for told in items)} if timed else {})

@@ -49,11 +49,10 @@ class CacheAnswers(HubTasks, CachedContext):
         asked, numbers = self.asked[item.id], []
         limit = self.limit or TASKS[asked.task].limit
         for context in contexts:
-            began, tokens = perf_counter(), [context.logits.argmax()]
-            while len(tokens) < limit and int(tokens[-1]) not in self.model.stop_ids:
-                tokens.append(context.extend(tokens[-1:])[0].argmax())
+            began = perf_counter()
+            tokens = context.greedy(limit, self.model.stop_ids.__contains__)
             seconds = perf_counter() - began
-            score = asked.score(self.model.decode(torch.stack(tokens)))
+            score = asked.score(self.model.decode(torch.tensor(tokens)))
             numbers.append({"score": score, "answer_tokens": len(tokens), "answer_seconds": seconds})
         return numbers
 

@@ -63,7 +63,7 @@ class CacheContinuation(CachedContext):
         kept = bench.kept(
             CODE,
             [self.dtype, ids.tolist(), scored],
-            lambda: {"expected": expectations(model.decoder, ids, scored)},
+            lambda: {"expected": expectations(model.decoder, ids, scored).cpu()},
         )
         self.expected = kept["expected"]
         self.measure_all(outcome, bench, ids[: self.context], item)
@@ -73,7 +73,7 @@ class CacheContinuation(CachedContext):
         p = self.expected.exp()
         numbers = []
         for logits in Abreast(contexts).score(self.true):
-            found = logits.float().log_softmax(-1)
+            found = logits.float().log_softmax(-1).cpu()
             numbers.append(
                 {
                     "scored": len(found),

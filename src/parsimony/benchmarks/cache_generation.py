@@ -70,7 +70,7 @@ class CacheGeneration(CachedContext):
         for token in self.true[:-1]:
             rows.append(abreast.extend(token[None])[:, 0])
             peaks = [max(peak, context.nbytes()) for peak, context in zip(peaks, contexts, strict=True)]
-        found = torch.stack(rows, 1).float().log_softmax(-1)  # [B, n, V]
+        found = torch.stack(rows, 1).float().log_softmax(-1).cpu()  # [B, n, V]
         same = found.argmax(-1) == self.true
         nll = -found.gather(2, self.true.expand(B, -1)[..., None]).sum((1, 2))
         return [

@@ -113,7 +113,7 @@ class CacheRetrieval(CachedContext):
         abreast, numbers = Abreast(contexts), []
         abreast.extend(self.question)
         for logits in abreast.score(self.answer):
-            found = logits.float().log_softmax(-1)
+            found = logits.float().log_softmax(-1).cpu()
             numbers.append(
                 {
                     "score": float((found.argmax(-1) == self.answer).all()),

@@ -131,7 +131,7 @@ class ContextEdits:
         true, edits = true[: self.scored], edits_between(old, new)
         cache = model.decoder.cache(len(new) + len(true))
         exact = model.decoder.prefill(torch.cat((new, true[:-1]))[None], cache, want="all")[0]
-        expected, prefilled = exact[len(new) - 1 :].log_softmax(-1), prefill(model.decoder, old)
+        expected, prefilled = exact[len(new) - 1 :].log_softmax(-1).cpu(), prefill(model.decoder, old)
         same = len(old) - edits[-1].end - 1  # tokens behind the last edit, without the last
         target = _first_line(change.next)
         anew = [
@@ -144,7 +144,7 @@ class ContextEdits:
             numbers |= _likeness(context, cache, len(new), same)
             line = self._next_line(context, model)
             with torch.inference_mode():
-                found = torch.cat((context.logits[None], context.extend(true[:-1]))).float().log_softmax(-1)
+                found = torch.cat((context.logits[None], context.extend(true[:-1]))).float().log_softmax(-1).cpu()
             numbers |= {
                 "scored": len(true),
                 "divergence": float((expected.exp() * (expected - found)).sum()),
@@ -163,7 +163,7 @@ class ContextEdits:
         """The first line that greedy decoding writes; the context is as before afterwards."""
         length, logits, ids, text = len(context), context.logits, [], ""
         while len(ids) < self.line and "\n" not in text.lstrip():
-            ids.append(context.logits.argmax())
+            ids.append(context.logits.argmax().cpu())
             text = model.decode(torch.stack(ids))
             context.extend(ids[-1:])
         for held in context.layers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from parsimony.benchmarks.cache_continuation import CacheContinuation
 from parsimony.interfaces import Item, Outcome, Workbench
 from parsimony.methods.kv_cache.held import Prefilled
 from parsimony.methods.kv_cache.streaming import Arriving, arrival, trace
+from parsimony.models.clock import now
 
 
 class ContextLoading(CacheContinuation):
@@ -60,7 +60,7 @@ class ContextLoading(CacheContinuation):
         ids = model.encode(item.turns[0])[: self.context]
         cache, parts = model.decoder.cache(len(ids)), ids[None].split(self.chunk, 1)
         model.decoder.prefill(parts[0], model.decoder.cache(len(ids)))  # warms up
-        began = perf_counter()
+        began = now(model.decoder.device)
         with torch.inference_mode():
             for part in parts:
                 model.decoder.prefill(part, cache)
@@ -69,7 +69,7 @@ class ContextLoading(CacheContinuation):
             "chunk": self.chunk,
             "links": np.stack([trace(N, rng, *self.ranges[item.category]) for _ in range(self.links)]),
             "slo": self.slo,
-            "recompute": (perf_counter() - began) / N,
+            "recompute": (now(model.decoder.device) - began) / N,
             "text_bytes": len(model.decode(ids).encode()) / N,
         }
         return super().measure(item, bench)

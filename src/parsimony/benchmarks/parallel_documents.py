@@ -87,7 +87,7 @@ class ParallelDocuments:
             numbers |= {"rows": context.rows, "pairs": context.pairs, "readings": 1}
             with torch.inference_mode():
                 logits = context.extend(torch.cat((question, answer[:-1])))[len(question) - 1 :]
-            found = logits.float().log_softmax(-1)
+            found = logits.float().log_softmax(-1).cpu()
             numbers |= {"scored": len(answer), "nll": float(-found.gather(1, answer[:, None]).sum())}
             if item.category.partition("_")[0] != "passages":
                 numbers["score"] = float((found.argmax(-1) == answer).all())
@@ -112,7 +112,7 @@ def choose(model, cases: list[Case], scored: int) -> tuple[float, float]:
         system.method, total = APE(T, S), 0.0
         for prefix, contexts, question, answer in ready:
             logits = system.join(prefix, contexts).extend(torch.cat((question, answer[:-1])))[len(question) - 1 :]
-            total -= float(logits.float().log_softmax(-1).gather(1, answer[:, None]).sum())
+            total -= float(logits.float().log_softmax(-1).cpu().gather(1, answer[:, None]).sum())
         return total / sum(len(answer) for *_, answer in ready)
 
     return search(loss)

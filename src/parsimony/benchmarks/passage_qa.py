@@ -86,15 +86,13 @@ class PassageQa(CachedContext):
 
     def answer(self, context) -> str:
         """The greedy answer, up to the end of its line."""
+
+        def ends(token: int) -> bool:
+            return token in self.model.stop_ids or "\n" in self.model.decode(torch.tensor([token]))
+
         context.extend(self.question)
-        tokens: list[int] = []
-        while len(tokens) < self.limit:
-            token = context.logits.argmax()
-            if int(token) in self.model.stop_ids or "\n" in self.model.decode(token[None]):
-                break
-            tokens.append(int(token))
-            context.extend(token[None])
-        return self.model.decode(torch.tensor(tokens, dtype=torch.int64))
+        tokens = context.greedy(self.limit, ends)
+        return self.model.decode(torch.tensor(tokens[:-1] if ends(tokens[-1]) else tokens))
 
 
 def chat(model, passage: str, question: str) -> Tensor:
@@ -104,7 +102,7 @@ def chat(model, passage: str, question: str) -> Tensor:
 
 def nll(logits: Tensor, true: Tensor) -> float:
     """Negative log-likelihood in nats of ``true`` [n] under logits [n, V]."""
-    return float(-logits.float().log_softmax(-1).gather(1, true[:, None]).sum())
+    return float(-logits.float().log_softmax(-1).gather(1, true[:, None].to(logits.device)).sum())
 
 
 def questions(path: Path) -> list[tuple[int, str, str, list[str]]]:

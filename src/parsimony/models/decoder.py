@@ -116,6 +116,7 @@ class Layer:
     gate_up: Tensor | Packed
     down: Tensor | Packed
     window: int | None
+    device: torch.device
 
 
 class Decoder:
@@ -128,12 +129,18 @@ class Decoder:
         Returns the tensor of a Hugging Face name, or None where the checkpoint has none.
     dtype : torch.dtype
         float32, bfloat16 or float16.
+    devices : str, or sequence of str
+        Where the matrices of the layers lie, in equal runs.  Embedding, caches and attention are on the first, and so
+        are all tensors that come out; token ids and positions may come from anywhere.
     """
 
     begin = None
     """The output follows the prompt; that of an encoder-decoder begins with a token of its own."""
 
-    def __init__(self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype, device="cpu"):
+    def __init__(self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype, devices="cpu"):
+        devices = [devices] if isinstance(devices, (str, torch.device)) else devices
+        device = torch.device(devices[0])
+
         def get(name: str) -> Tensor | None:
             tensor = weights(name)
             return None if tensor is None else tensor.to(device=device, dtype=dtype)
@@ -145,13 +152,13 @@ class Decoder:
         def packed(prefix: str, *names: str) -> Tensor | Packed:
             return pack(fused(prefix, names, "weight"))
 
-        self.config, self.dtype, self.device = config, dtype, torch.device(device)
+        self.config, self.dtype, self.device = config, dtype, device
         self.embedding = get("model.embed_tokens.weight")
         self.norm = get("model.norm.weight")
         self.head = pack(self.embedding if config.tied else get("lm_head.weight"))
         self.layers = []
         for i in range(config.layers):
-            p = f"model.layers.{i}"
+            p, device = f"model.layers.{i}", torch.device(devices[i * len(devices) // config.layers])
             self.layers.append(
                 Layer(
                     norm=get(f"{p}.input_layernorm.weight"),
@@ -164,6 +171,7 @@ class Decoder:
                     gate_up=packed(f"{p}.mlp", "gate_proj", "up_proj"),
                     down=packed(f"{p}.mlp", "down_proj"),
                     window=config.windows[i],
+                    device=device,
                 )
             )
         self._inverse, self._factor = config.frequencies()
@@ -171,11 +179,11 @@ class Decoder:
         self._masks: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     @classmethod
-    def load(cls, folder: Path, dtype=torch.float32, device="cpu", causal: bool = True) -> Decoder:
+    def load(cls, folder: Path, dtype=torch.float32, devices="cpu", causal: bool = True) -> Decoder:
         """Load ``config.json`` and the safetensors of a folder (one file, or shards with an index)."""
         config = DecoderConfig.from_hf(json.loads((Path(folder) / "config.json").read_text()), causal)
         with checkpoint(folder) as weights:
-            return cls(config, weights, dtype, device)
+            return cls(config, weights, dtype, devices)
 
     def first_layers(self, count: int) -> Decoder:
         """The network that leaves after its first ``count`` layers: same tensors, final norm and head."""
@@ -246,6 +254,7 @@ class Decoder:
         start = len(cache)
         cache.reserve(T)
         straight = tree is None and positions is None and pads is None
+        ids, positions, pads = (each if each is None else each.to(self.device) for each in (ids, positions, pads))
         if positions is None:
             positions = self._next_positions(cache, B, T, pads)
         plain = cache.plain
@@ -262,19 +271,21 @@ class Decoder:
 
         x = self.embed(ids, vectors)  # [B, T, D]
         for i, w in enumerate(self.layers):
+            x = x.to(w.device)
             qkv = linear(F.rms_norm(x, (c.hidden,), w.norm, c.epsilon), w.qkv, w.qkv_bias)
             qkv = qkv.view(B, T, rotated + c.kv_heads, d)
             qk = qkv[:, :, :rotated]
             if w.q_norm is not None:
                 q = F.rms_norm(qk[:, :, : c.heads], (d,), w.q_norm, c.epsilon)
                 qk = torch.cat((q, F.rms_norm(qk[:, :, c.heads :], (d,), w.k_norm, c.epsilon)), 2)
+            qk, v = qk.to(self.device), qkv[:, :, rotated:].to(self.device)
             qk = qk * cos + qk.roll(d // 2, -1) * sin  # the sign of the rotated half is in `sin`
             if general:
                 key = (cache.lengths[i], w.window, 0 if cache.uniform else i)
                 if key not in built:
                     built[key] = self._general_mask(cache, i, positions, T, R, tree, w.window)
                 mask = built[key]
-            k, v = qk[:, :, c.heads :].transpose(1, 2), qkv[:, :, rotated:].transpose(1, 2)
+            k, v = qk[:, :, c.heads :].transpose(1, 2), v.transpose(1, 2)
             # Query heads that share a key-value head become rows of it: [B, G, R*T, d].
             q = qk[:, :, : c.heads].view(B, T, c.kv_heads, R, d).permute(0, 2, 3, 1, 4).reshape(B, c.kv_heads, R * T, d)
             if attention is None:
@@ -286,11 +297,12 @@ class Decoder:
                 attention.append(weights.view(B, c.heads, T, -1))
                 y = (weights @ V.float()).to(x.dtype)
             y = y.view(B, c.kv_heads, R, T, d).permute(0, 3, 1, 2, 4).reshape(B, T, c.heads * d)
-            x = x + linear(y, w.o)
+            x = x + linear(y.to(w.device), w.o)
             gate, up = linear(F.rms_norm(x, (c.hidden,), w.mlp_norm, c.epsilon), w.gate_up).chunk(2, -1)
             x = x + linear(F.silu(gate) * up, w.down)
-            if hook is not None and (replaced := hook(i, x)) is not None:
+            if hook is not None and (replaced := hook(i, x.to(self.device))) is not None:
                 x = replaced
+        x = x.to(self.device)
         if want == "none":
             return None
         x = F.rms_norm(x[:, -1:] if want == "last" else x, (c.hidden,), self.norm, c.epsilon)
@@ -337,6 +349,12 @@ class Decoder:
         at = positions.clamp(min=0)
         return self._rotations[0][at][:, :, None], self._rotations[1][at][:, :, None]
 
+    def _order(self, T: int, tree: Tensor | None) -> Tensor:
+        """Which new token sees which ([T, T] bool)."""
+        if tree is None:
+            return torch.ones(T, T, dtype=torch.bool, device=self.device).tril()
+        return tree.to(self.device)
+
     def _plain_mask(self, start: int, T: int, R: int, tree: Tensor | None) -> Tensor | None:
         """Additive mask [R*T, L + T] for one unpadded sequence: all cached is seen; a view of a kept buffer."""
         if T == 1 or (tree is None and not self.config.causal):
@@ -345,7 +363,7 @@ class Decoder:
         buffer, _ = self._masks.get(key, (None, None))
         if buffer is None or buffer.shape[1] < start + T:
             columns = start + T if T > 128 else max(2 * (start + T), 1024)
-            seen = torch.ones(T, T, dtype=torch.bool, device=self.device).tril() if tree is None else tree
+            seen = self._order(T, tree)
             block = torch.zeros(T, T, dtype=self.dtype, device=self.device).masked_fill(~seen, -torch.inf)
             buffer = F.pad(block.repeat(R, 1), (columns - T, 0))
             if len(self._masks) >= 32:
@@ -364,10 +382,9 @@ class Decoder:
         new_seen = (new >= 0).expand(-1, T, -1)
         if self.config.causal:
             old_seen = old_seen & (past <= query)
-            order = torch.ones(T, T, dtype=torch.bool, device=self.device).tril() if tree is None else tree
-            new_seen = new_seen & order
+            new_seen = new_seen & self._order(T, tree)
         elif tree is not None:
-            new_seen = new_seen & tree
+            new_seen = new_seen & tree.to(self.device)
         if window is not None:
             old_seen = old_seen & (query - past < window)
             new_seen = new_seen & (query - new < window)

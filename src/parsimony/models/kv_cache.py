@@ -116,17 +116,17 @@ class KVCache:
             Only in this layer (a per-layer budget); all layers if not given.
         """
         layers = range(len(self.lengths)) if layer is None else [layer]
-        count = indices.shape[-1]
+        count, there = indices.shape[-1], indices.to(self.data.device)
         for part in [slice(None)] if layer is None and self.uniform else [slice(i, i + 1) for i in layers]:
             length = self.lengths[part][0]
             if count and not 0 <= int(indices.min()) <= int(indices.max()) < length - start:
                 raise IndexError(f"keep: an index is outside the {length - start} entries behind {start}")
             data = self.data[:, part, :, :, start:length]
             positions = self.positions[part, :, start:length]
-            if indices.ndim == 1:
-                kept, where = data.index_select(4, indices), positions.index_select(2, indices)
+            if there.ndim == 1:
+                kept, where = data.index_select(4, there), positions.index_select(2, there)
             else:
-                each = indices[None, :, :].expand(data.shape[1], -1, -1)
+                each = there[None, :, :].expand(data.shape[1], -1, -1)
                 where = positions.gather(2, each)
                 wide = each[None, :, :, None, :, None].expand(2, -1, -1, data.shape[3], -1, data.shape[5])
                 kept = data.gather(4, wide)
@@ -194,6 +194,7 @@ class KVCache:
 
     def select(self, sequences: Tensor) -> None:
         """Become the batch of these sequences ([n] int64) in that order; one may be taken several times."""
+        sequences = sequences.to(self.data.device)
         self.data = self.data.index_select(2, sequences)
         self.positions = self.positions.index_select(1, sequences)
 

@@ -35,11 +35,11 @@ class Language:
     stop: tuple[str, ...]
 
     @classmethod
-    def load(cls, folder: Path, stop, dtype: str, device: str = "cpu") -> Language:
-        """Load weights in ``dtype`` ("float32", "bfloat16" or "float16")."""
+    def load(cls, folder: Path, stop, dtype: str, devices="cpu") -> Language:
+        """Load weights in ``dtype`` ("float32", "bfloat16" or "float16"); ``devices`` as of `Decoder`."""
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        return cls(Decoder.load(folder, DTYPES[dtype], device), Path(folder), tuple(stop))
+        return cls(Decoder.load(folder, DTYPES[dtype], devices), Path(folder), tuple(stop))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

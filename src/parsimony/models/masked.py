@@ -55,8 +55,10 @@ class Masked:
     shifted: bool = False
 
     @classmethod
-    def load(cls, folder: Path, mask: str, stop, dtype: str, shifted: bool = False, device: str = "cpu") -> Masked:
+    def load(cls, folder: Path, mask: str, stop, dtype: str, shifted: bool = False, devices="cpu") -> Masked:
         """Load weights in ``dtype``; ``config.json`` may be Llama's, Qwen2's, LLaDA's or Dream's.
+
+        ``devices`` as of `Decoder`.
 
         Raises
         ------
@@ -69,7 +71,7 @@ class Masked:
         settings, rename = as_llama(json.loads((folder / "config.json").read_text()))
         config = DecoderConfig.from_hf(settings, causal=False)
         with checkpoint(folder) as weights:
-            decoder = Decoder(config, lambda name: weights(rename(name)), DTYPES[dtype], device)
+            decoder = Decoder(config, lambda name: weights(rename(name)), DTYPES[dtype], devices)
         return cls(decoder, folder, mask, tuple(stop), shifted)
 
     @cached_property

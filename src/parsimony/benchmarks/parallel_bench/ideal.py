@@ -19,7 +19,7 @@ class Ideal:
     vocabulary : int
     """
 
-    stale = False
+    stale, device = False, torch.device("cpu")
 
     def __init__(self, answers: Tensor, prompt: int, vocabulary: int, mask: int):
         self.answers, self.prompt, self.vocabulary, self.mask = answers, prompt, vocabulary, mask

@@ -140,7 +140,7 @@ class BatchLoop:
         drafted = perf_counter()
         ids = torch.cat((newest[:, 1:], drafts), 1)
         logits = self.model.decoder.forward(ids, caches[0], positions=at + torch.arange(K + 1))
-        choice = logits.argmax(-1)
+        choice = logits.argmax(-1).cpu()  # waits for a GPU
         cost = batch.cost
         cost.passes += 1
         cost.rows += ids.numel()

@@ -51,12 +51,13 @@ class DraftNetwork:
         weights = load_file(folder / "drafter.safetensors")
         config = DecoderConfig.from_hf(json.loads((folder / "config.json").read_text()))
         tokens = weights["tokens"].long()
-        shared = {"model.embed_tokens.weight": target.embedding, "lm_head.weight": target.embedding[tokens]}
+        head = target.embedding[tokens.to(target.device)]
+        shared = {"model.embed_tokens.weight": target.embedding, "lm_head.weight": head}
         return cls(Decoder(config, (weights | shared).get, target.dtype, target.device), tokens)
 
     def best(self, logits: Tensor) -> Tensor:
-        """Most probable tokens [...] by ``logits`` [..., U]."""
-        best = logits.argmax(-1)
+        """Most probable tokens [...] by ``logits`` [..., U], on the processor."""
+        best = logits.argmax(-1).cpu()
         return best if self.tokens is None else self.tokens[best]
 
     def nbytes(self) -> int:
@@ -169,7 +170,7 @@ class NetworkDrafter:
             p = float(torch.exp(logits[best].float() - logits.float().logsumexp(-1))) if self.budget else 0.0
             return best if ids is None else int(ids[best]), p, None
         temperature, rng = self._drawn
-        q = (logits.double() / temperature).softmax(-1)
+        q = (logits.double() / temperature).softmax(-1).cpu()
         drawn = int(rng.choice(len(q), p=q.numpy()))
         if ids is None:
             return drawn, float(q[drawn]), q

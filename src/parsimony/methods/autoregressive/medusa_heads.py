@@ -60,8 +60,8 @@ class MedusaHeads:
                 f"heads of width {width} do not fit a model of width {model.decoder.config.hidden}: name the asset "
                 "that was trained for it under 'assets' of configs/method/medusa_heads.yaml"
             )
-        dtype = model.decoder.dtype
-        return HeadGuesser(model, Heads(found["weight"].to(dtype), found["bias"].to(dtype)), self.ranks)
+        weight, bias = (found[name].to(model.decoder.device, model.decoder.dtype) for name in ("weight", "bias"))
+        return HeadGuesser(model, Heads(weight, bias), self.ranks)
 
 
 class HeadGuesser:

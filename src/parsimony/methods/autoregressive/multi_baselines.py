@@ -74,7 +74,8 @@ class NucleusSampler:
 
     def _draw(self, logits: Tensor, streams: list[np.random.Generator]) -> list[int]:
         """One token for each row of ``logits`` [m, V]."""
-        p, order = (logits.double() / self.settings.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        p = (logits.double() / self.settings.temperature).softmax(-1).cpu()
+        p, order = p.sort(dim=-1, descending=True, stable=True)
         total = p.cumsum(-1)
         size = (total < self.settings.p).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)  # last token of the nucleus
         mark = torch.tensor([[stream.random()] for stream in streams]) * total.gather(-1, size)
@@ -115,7 +116,8 @@ class BeamDecoder:
         while True:
             tokens = largest(logits, 2 * self.beams)
             logits = logits.double()
-            parents = beam.grow(tokens, logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True))
+            gains = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+            parents = beam.grow(tokens.cpu(), gains.cpu())
             if beam.done or beam.tokens.shape[1] == limit:
                 break
             cache.select(parents)

@@ -59,7 +59,7 @@ class ParallelPromptDecoding:
         if f"vectors.{self.vectors}" not in found:
             kinds = ", ".join(sorted(name.removeprefix("vectors.") for name in found if name.startswith("vectors.")))
             raise UserError(f"there are no {self.vectors!r} prompt tokens; 'vectors' can be {kinds}")
-        vectors, acc = found[f"vectors.{self.vectors}"], found[f"acc.{self.vectors}"]
+        vectors, acc = found[f"vectors.{self.vectors}"].to(model.decoder.device), found[f"acc.{self.vectors}"]
         m, e, width = vectors.shape
         if width != model.decoder.config.hidden:
             raise UserError(
@@ -150,7 +150,7 @@ class PromptDrafter:
 
     def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
         own = self.tree.prompts[int(path[-1])]  # [s, e]
-        self.guesses = top(logits[own].mean(1), self.ranks)  # [s, R]
+        self.guesses = top(logits[own].mean(1), self.ranks).cpu()  # [s, R]
 
     def _tree(self) -> PromptTree:
         return self.forest.trees[len(self.guesses)] if len(self.guesses) else self.first

@@ -101,7 +101,7 @@ class SuperposedDecoder:
         run = self.settings.mixing != "ngram"
         cache, logits, fresh = decoder.cache(len(prompt_ids) + limit), None, True
         if run:
-            logits = decoder.prefill(prompt_ids[None], cache)[0, -1]
+            logits = decoder.prefill(prompt_ids[None], cache)[0, -1].cpu()
         cost.prefill_seconds = perf_counter() - began
         while True:
             began = perf_counter()
@@ -118,10 +118,10 @@ class SuperposedDecoder:
                 beam.keep_best()
                 cache.truncate(len(prompt_ids) + length - self.settings.reset)
                 rows = beam.tokens[:, -self.settings.reset :]
-                logits = decoder.forward(rows, cache, want="last")[0, -1]
+                logits = decoder.forward(rows, cache, want="last")[0, -1].cpu()
             else:
                 x, rows = superpose(beam.tokens[:, -1], beam.scores, decoder.embedding), torch.tensor([[V]])
-                logits = decoder.forward(rows, cache, vectors=x[None], want="last")[0, -1]
+                logits = decoder.forward(rows, cache, vectors=x[None], want="last")[0, -1].cpu()
             cost.passes += 1
             cost.rows += rows.shape[1]
             cost.verify_seconds += perf_counter() - drafted
@@ -159,4 +159,5 @@ def superpose(tokens: Tensor, scores: Tensor, embedding: Tensor) -> Tensor:
     gamma = scores.double().softmax(0)
     kinds, place = tokens.unique(return_inverse=True)
     weight = torch.zeros(len(kinds), dtype=torch.float64).index_add(0, place, gamma)
-    return ((weight / weight.sum())[:, None] * embedding[kinds].double()).sum(0).to(embedding.dtype)
+    weight, kinds = (weight / weight.sum()).to(embedding.device), kinds.to(embedding.device)
+    return (weight[:, None] * embedding[kinds].double()).sum(0).to(embedding.dtype)

@@ -109,7 +109,7 @@ class RecyclingDrafter:
     def _recycle(self, rows: Tensor, logits: Tensor) -> None:
         tokens, place = torch.unique(rows, return_inverse=True)
         last = torch.zeros_like(tokens).scatter_reduce(0, place, torch.arange(len(rows)), "amax", include_self=False)
-        self.A[tokens] = top(logits[last]).int()
+        self.A[tokens] = top(logits[last]).int().cpu()
 
 
 def static_tree() -> tuple[list[int], list[int]]:

@@ -164,13 +164,13 @@ def sampled(rows: Tensor, logits: Tensor, draft: Draft, rng: np.random.Generator
     parents, path, gained = draft.tree.parents.tolist(), [0], []
     while True:
         at = path[-1]
-        p = logits[at].double().softmax(-1).numpy()
+        p = logits[at].double().softmax(-1).cpu().numpy()
         children = [j for j in range(at + 1, len(parents)) if parents[j] == at]
         if draft.q is None or not children:
             token = int(rng.choice(len(p), p=p))
             node = next((j for j in children if int(rows[j]) == token), None)
         else:
-            (node,), q = children, draft.q[at].double().numpy()
+            (node,), q = children, draft.q[at].double().cpu().numpy()
             token = int(rows[node])
             if rng.random() * q[token] >= p[token]:
                 rest = np.maximum(p - q, 0)
@@ -274,7 +274,7 @@ class VerifyLoop:
         """Accepted rows, root first, and the tokens gained: those of the rows behind it, then the bonus token."""
         if temperature:
             return sampled(rows, logits / temperature, draft, rng)
-        choice = logits.argmax(-1)
+        choice = logits.argmax(-1).cpu()  # tokens, trees and drafters are on the processor
         path = longest(rows, choice, draft.tree)
         return path, choice[path]
 
@@ -285,8 +285,8 @@ class VerifyLoop:
         pieces = []
         for h, target in zip(hidden.split(64), ids[1:].split(64), strict=True):  # [64, V] logits at a time
             logits = self.model.decoder.logits(h).double()
-            pieces.append(torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0])
-        return torch.cat(pieces)
+            pieces.append(torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None].to(h.device))[:, 0])
+        return torch.cat(pieces).cpu()
 
     def forward_seconds(self, rows: int, context: int, repeats: int) -> list[float]:
         """Seconds of passes over ``rows`` tokens behind ``context`` cached ones, logits and argmax included.
@@ -301,7 +301,7 @@ class VerifyLoop:
         for _ in range(repeats + 1):
             cache.truncate(length)
             began = perf_counter()
-            decoder.forward(ids[:, context:], cache)[0].argmax(-1)
+            decoder.forward(ids[:, context:], cache)[0].argmax(-1).cpu()  # waits for a GPU
             seconds.append(perf_counter() - began)
         return seconds[1:]
 

@@ -29,7 +29,7 @@ class Exact:
     stale = False
 
     def __init__(self, model: Masked):
-        self.model, self.decoder = model, model.decoder
+        self.model, self.decoder, self.device = model, model.decoder, model.decoder.device
         self.full = self.partial = self.rows = 0
         self.cache = self.decoder.cache(256)
 

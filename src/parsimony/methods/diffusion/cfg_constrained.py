@@ -130,7 +130,7 @@ class ConstrainedSampler:
             self.rule.begin(stop - begin)
             while not over and bool((x[begin:stop] == mask).any()):
                 began = perf_counter()
-                logits = network.refresh(x, begin)[: stop - begin]
+                logits = network.refresh(x, begin)[: stop - begin].cpu()  # the language is checked there
                 passed = perf_counter()
                 view = View.of(logits, x[begin:stop], mask, step, self.temperature, rng)
                 count = self.rule.schedule[step] if step < len(self.rule.schedule) else 1

@@ -48,7 +48,7 @@ class Levels:
             self.level[last] = count - 2
 
     def commit(self, view: View) -> Tensor:
-        planned = view.masked & (self.level <= view.step)
+        planned = view.masked & (self.level <= view.step).to(view.masked.device)
         if view.step < int(self.level.max()):
             sure = planned & (view.confidence >= self.tau)
             planned = sure if bool(sure.any()) else view.best(view.confidence.where(planned, -torch.inf), 1)

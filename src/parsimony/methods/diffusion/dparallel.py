@@ -31,7 +31,9 @@ class DParallel:
         """The block sampler on the distilled weights."""
         if self.weights != "base":
             dtype = str(model.decoder.dtype).removeprefix("torch.")
-            model = Masked.load(inputs.assets[self.weights], model.mask, model.stop, dtype, model.shifted)
+            model = Masked.load(
+                inputs.assets[self.weights], model.mask, model.stop, dtype, model.shifted, model.decoder.device
+            )
         return BlockSampler(model, LowEntropy(self.tau), self.block)
 
 

@@ -42,6 +42,6 @@ class WithinFactor:
 
     def commit(self, view: View) -> Tensor:
         ranked = view.confidence.sort(descending=True, stable=True).values[: int(view.masked.sum())]
-        i = torch.arange(1, len(ranked) + 1)
+        i = torch.arange(1, len(ranked) + 1, device=ranked.device)
         enough = int((ranked >= 1 - self.f / (i + 1)).sum())  # bound and confidences cross once
         return view.best(view.confidence, max(enough, 1))

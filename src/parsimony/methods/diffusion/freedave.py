@@ -81,7 +81,7 @@ class FreeDaveSampler:
     def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """The same with any ``network`` that has the methods of `caches.Exact`."""
         mask, P, cost, rule = self.model.mask_id, len(prompt), Cost(), self.settings.rule
-        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
+        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64))).to(network.device)
         block = self.settings.block or max(limit, 1)
         for begin in range(P, P + limit, block):
             stop = min(begin + block, P + limit)
@@ -124,4 +124,4 @@ class FreeDaveSampler:
                 cost.accepted_per_pass.append(left - int(here.masked.sum()))
                 cost.draft_seconds += passed - began
         cost.rows, cost.cache_bytes = network.rows, network.nbytes()
-        return Generation(until_stop(x[P:], self.model.stop_ids), cost)
+        return Generation(until_stop(x[P:].cpu(), self.model.stop_ids), cost)

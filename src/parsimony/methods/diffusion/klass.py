@@ -43,6 +43,7 @@ class Still:
 
     def commit(self, view: View) -> Tensor:
         p = view.probs  # [B, V]
+        self.calm = self.calm.to(p.device)
         if self.before is not None:
             divergence = (p * ((p + 1e-12) / (self.before + 1e-12)).log()).sum(-1)  # [B]
             self.calm = torch.where(divergence < self.epsilon, self.calm + 1, 0)

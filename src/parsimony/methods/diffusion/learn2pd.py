@@ -44,6 +44,7 @@ class Learn2PD:
         if self.gate == "oracle":
             return OracleSampler(model, Oracle(), BLOCK)
         weights = load_file(inputs.assets["filter"] / "filter.safetensors")
+        weights = {name: tensor.to(model.decoder.device) for name, tensor in weights.items()}
         return BlockSampler(model, Filter(weights, self.tau), BLOCK, self.caching, stop=self.stop)
 
 

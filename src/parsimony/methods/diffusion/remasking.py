@@ -41,7 +41,7 @@ class HighestSoFar(TopK):
         self.running = torch.zeros(size, dtype=torch.float64)
 
     def commit(self, view: View) -> Tensor:
-        self.running = torch.maximum(self.running, view.confidence)
+        self.running = torch.maximum(self.running.to(view.tokens.device), view.confidence)
         self.kept = torch.zeros_like(view.masked)
         count = sum(self.schedule[: view.step + 1])
         self.kept[self.running.argsort(descending=True, stable=True)[:count]] = True
@@ -83,7 +83,7 @@ class TakeBack:
 
     def commit(self, view: View) -> Tensor:
         chosen = view.best(view.confidence, self.per_step)
-        self.sure = torch.where(chosen, view.confidence, self.sure)
+        self.sure = torch.where(chosen, view.confidence, self.sure.to(view.tokens.device))
         return chosen
 
     def take_back(self, view: View, chosen: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class View:
         logits[:, mask] = -torch.inf
         noisy = logits
         if temperature:  # argmax(logits / T + Gumbel), as published: exp(logits) / (-log u)^T
-            u = torch.from_numpy(rng.random(tuple(logits.shape)))
+            u = torch.from_numpy(rng.random(tuple(logits.shape))).to(logits.device)
             noisy = logits - temperature * (-u.log()).log()
         masked = row == mask
         return cls(logits, noisy.argmax(-1).where(masked, row), masked, step, rng, noisy)
@@ -155,7 +155,7 @@ class BlockSampler:
     def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """The same with any ``network`` that has the methods of `caches.Exact`, such as an exact model."""
         mask, P, done, cost = self.model.mask_id, len(prompt), 0, Cost()
-        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
+        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64))).to(network.device)
         while done < limit:
             begin, step, fresh = P + done, 0, True
             size = min(self.block or limit, limit - done)
@@ -191,13 +191,13 @@ class BlockSampler:
                 step += 1
             done += size
         cost.rows, cost.cache_bytes = network.rows, network.nbytes()
-        return Generation(until_stop(x[P:], self.model.stop_ids), cost)
+        return Generation(until_stop(x[P:].cpu(), self.model.stop_ids), cost)
 
     def _cut(self, view: View, chosen: Tensor, done: int) -> int:
         """Tokens of the answer that are worth going on with; many, if all are."""
         if self.stop == "never":
             return sys.maxsize
-        ends = torch.isin(view.tokens, torch.tensor(sorted(self.model.stop_ids)))
+        ends = torch.isin(view.tokens, torch.tensor(sorted(self.model.stop_ids), device=view.tokens.device))
         if bool((ends & chosen).any()):
             return done + int((ends & chosen).nonzero()[0, 0]) + 1
         if self.stop == "any" and bool((ends & view.masked).any()):

@@ -21,8 +21,8 @@ SCORES = {
     "low_confidence": lambda view: view.confidence,  # Dream's maskgit_plus
     "topk_margin": topk_margin,
     "entropy": lambda view: (view.probs * (view.probs + 1e-10).log()).sum(-1),
-    "random": lambda view: torch.from_numpy(view.rng.random(len(view.tokens))),
-    "left_to_right": lambda view: -torch.arange(len(view.tokens), dtype=torch.float64),
+    "random": lambda view: torch.from_numpy(view.rng.random(len(view.tokens))).to(view.tokens.device),
+    "left_to_right": lambda view: -torch.arange(len(view.tokens), dtype=torch.float64, device=view.tokens.device),
 }
 
 

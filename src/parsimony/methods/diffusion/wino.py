@@ -58,11 +58,11 @@ class Shadowed(Exact):
 
     def step(self, x: Tensor, begin: int, stop: int) -> Tensor:
         T, B = len(x), stop - begin
-        sees = torch.ones(T + B, T + B, dtype=torch.bool)
+        sees = torch.ones(T + B, T + B, dtype=torch.bool, device=x.device)
         sees[:T, T:] = False
-        sees[T:, begin:stop] = ~torch.eye(B, dtype=torch.bool)
+        sees[T:, begin:stop] = ~torch.eye(B, dtype=torch.bool, device=x.device)
         mask = self.model.mask_id
-        ids = torch.cat((x, torch.full((B,), mask)))[None]
+        ids = torch.cat((x, x.new_full((B,), mask)))[None]
         positions = torch.cat((torch.arange(T), torch.arange(begin, stop)))[None]
         self.full, self.rows = self.full + 1, self.rows + T + B
         logits = self.decoder.forward(ids, self.decoder.cache(T + B), positions=positions, tree=sees)[0]

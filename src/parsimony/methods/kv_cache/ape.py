@@ -16,7 +16,6 @@ company; longer contexts leave gaps behind shorter ones, by design.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.kv_cache.held import Context, Held
+from parsimony.models.clock import now
 from parsimony.models.decoder import Decoder
 from parsimony.models.language import Language
 
@@ -79,7 +79,7 @@ class Reading(Context):
     """
 
     def __init__(self, decoder: Decoder, layers: list[Held], length: int, inside: slice, T: float, S: float):
-        super().__init__(decoder, layers, length, torch.zeros(decoder.config.vocabulary))
+        super().__init__(decoder, layers, length, torch.zeros(decoder.config.vocabulary, device=decoder.device))
         self.inside, self.T, self.S = inside, T, S
         self.rows = self.pairs = 0
 
@@ -117,7 +117,7 @@ class Reader:
         """
         if not len(prefix_ids):
             raise UserError("parallel reading needs a prefix of at least one token, such as two line breaks; add one")
-        began, none = perf_counter(), prefix_ids[:0]
+        began, none = now(self.decoder.device), prefix_ids[:0]
         contexts = {"sequential": [torch.cat((none, *contexts))], "none": []}.get(self.method.reading, contexts)
         contexts = [ids for ids in contexts if len(ids)]
         with torch.inference_mode():
@@ -127,7 +127,7 @@ class Reader:
         found.rows = P + sum(map(len, contexts)) + copies * P * max(len(contexts) - 1, 0)
         found.pairs = _pairs(0, P) * (max(len(contexts), 1) if copies else 1)
         found.pairs += sum(_pairs(P, len(ids)) for ids in contexts)
-        return found, perf_counter() - began
+        return found, now(self.decoder.device) - began
 
     def encode(self, prefix_ids: Tensor, contexts: list[Tensor], prefix: Entries | None = None) -> list[Entries]:
         """Keys and values of each context behind the same prefix (which may be given), batched with right padding.

@@ -98,7 +98,7 @@ class CacheGen:
         data = self.encode(keys, values)
         numbers = {"transport_bytes": len(data), "encode_seconds": perf_counter() - began}
         decoded, numbers["decode_seconds"] = decode_elsewhere(data, self.profile)
-        arrived = torch.from_numpy(decoded)  # [2, L, H, n, d]
+        arrived = torch.from_numpy(decoded).to(prefilled.keys.device)  # [2, L, H, n, d]
         if layers:
             numbers["transport_bytes"] += sum(held.sums.nbytes for held in layers)
             for held, buffer in zip(layers, arrived.unbind(1), strict=True):

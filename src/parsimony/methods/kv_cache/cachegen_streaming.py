@@ -100,4 +100,4 @@ class CacheGenStreaming:
                 if form == TEXT:
                     of_chunk = slice(n * prefilled.chunk, (n + 1) * prefilled.chunk)
                     whole[:, :, :, of_chunk] = exact[:, :, :, of_chunk]
-        return [Held(*layer) for layer in zip(*torch.from_numpy(whole), strict=True)]
+        return [Held(*layer) for layer in zip(*torch.from_numpy(whole).to(prefilled.keys.device), strict=True)]

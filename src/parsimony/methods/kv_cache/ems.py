@@ -96,7 +96,7 @@ class Slots(Held):
         self, keys: Tensor, values: Tensor, glo: Tensor, loc: Tensor, M: int, w: int, settings: EMS, decoder: Decoder
     ):
         super().__init__(keys, values)
-        at = torch.arange(self.count).expand_as(glo)
+        at = torch.arange(self.count, device=glo.device).expand_as(glo)
         self.marks = torch.stack((at.to(glo.dtype), glo, loc, torch.ones_like(glo)))
         self.M, self.w, self.settings, self.decoder, self.length = M, w, settings, decoder, self.count
         if self.count > M:
@@ -162,7 +162,7 @@ class Slots(Held):
             n = self.count - self.w
             s = self.scores(n)
             if self.settings.overflow == "oldest":
-                order = torch.arange(n).expand_as(s)
+                order = torch.arange(n, device=s.device).expand_as(s)
             else:
                 order = s.argsort(dim=-1, descending=True, stable=True)
             self.merge(order, s, torch.ones_like(order, dtype=torch.bool))

@@ -57,7 +57,7 @@ class SnapKV:
 def with_window(scores: Tensor, count: int, window: int) -> Tensor:
     """Indices [H, count + window] of the best scores [H, n] and of the window behind them."""
     H, n = scores.shape
-    return torch.cat((best(scores, count), torch.arange(n, n + window).expand(H, -1)), 1)
+    return torch.cat((best(scores, count), torch.arange(n, n + window, device=scores.device).expand(H, -1)), 1)
 
 
 class PyramidKV(SnapKV):
@@ -99,4 +99,4 @@ class RandomEviction(SnapKV):
 
     def scores(self, prefilled: Prefilled, n: int, first: int) -> Tensor:
         seeded = torch.Generator().manual_seed(n)
-        return torch.rand(prefilled.keys.shape[1], first, generator=seeded)
+        return torch.rand(prefilled.keys.shape[1], first, generator=seeded).to(prefilled.keys.device)

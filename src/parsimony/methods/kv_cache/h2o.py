@@ -52,7 +52,7 @@ class Heavy(Held):
         if self.count > self.most:
             old, H = self.count - self.recent, self.sums.shape[0]
             kept = best(self.sums[:, :old], self.most - self.recent)
-            kept = torch.cat((kept, torch.arange(old, self.count).expand(H, -1)), 1)
+            kept = torch.cat((kept, torch.arange(old, self.count, device=kept.device).expand(H, -1)), 1)
             self.keep(kept)
             self.sums = self.sums.gather(1, kept)
 

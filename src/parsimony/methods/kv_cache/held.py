@@ -20,6 +20,7 @@ from torch import Tensor
 
 from parsimony.errors import UserError
 from parsimony.interfaces import Cost, Generation
+from parsimony.models.clock import now
 from parsimony.models.decoder import Decoder
 from parsimony.models.kv_cache import KVCache
 from parsimony.models.language import Language
@@ -149,7 +150,8 @@ class Context(KVCache):
     Attributes
     ----------
     upkeep_seconds : float
-        Time spent so far on holding decoded tokens and on what the method does behind a step.
+        Time spent so far on holding decoded tokens and on what the method does behind a step; where a GPU computes,
+        the time it takes to tell it so.
     """
 
     plain = uniform = True
@@ -187,6 +189,16 @@ class Context(KVCache):
             self.logits = self.decoder.forward(token.view(1, 1), self, want="last")[0, -1]
             rows.append(self.logits)
         return torch.stack(rows) if rows else self.logits.new_zeros(0, len(self.logits))
+
+    def greedy(self, limit: int, ends: Callable[[int], bool]) -> list[int]:
+        """Go on with the most probable tokens: those of an answer of at most ``limit`` (1 or more).
+
+        ``ends`` says whether a token is the last; the last is not run.
+        """
+        tokens = [int(self.logits.argmax())]
+        while len(tokens) < limit and not ends(tokens[-1]):
+            tokens.append(int(self.extend(torch.tensor(tokens[-1:]))[0].argmax()))
+        return tokens
 
     def nbytes(self) -> int:
         """Bytes of what is held."""
@@ -233,7 +245,7 @@ class Abreast(KVCache):
         for token in ids:
             for held in (held for context in self.contexts for held in context.layers):
                 held.read(int(token))
-            positions = torch.tensor([[len(context) for context in self.contexts]], device=ids.device)
+            positions = torch.tensor([[len(context) for context in self.contexts]])
             for context in self.contexts:
                 context.in_order += 1
             step = token.expand(1, len(self.contexts))
@@ -262,10 +274,11 @@ class Holder:
 
     def hold(self, prefilled: Prefilled) -> tuple[Context, float]:
         """The compressed context, and the seconds that compression took."""
-        began = perf_counter()
+        device = self.model.decoder.device
+        began = now(device)
         with torch.inference_mode():
             layers = self._hold(prefilled)
-        seconds = perf_counter() - began
+        seconds = now(device) - began
         return Context(self.model.decoder, layers, len(prefilled), prefilled.logits), seconds
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
@@ -274,11 +287,9 @@ class Holder:
             return Generation(prompt_ids[:0], Cost())
         began = perf_counter()
         context, _ = self.hold(prefill(self.model.decoder, prompt_ids))
-        cost, tokens = Cost(prefill_seconds=perf_counter() - began), [context.logits.argmax()]
-        while len(tokens) < limit and int(tokens[-1]) not in self.model.stop_ids:
-            tokens.append(context.extend(tokens[-1:])[0].argmax())
-            cost.passes, cost.rows = cost.passes + 1, cost.rows + 1
-            cost.accepted_per_pass.append(1)
-        cost.cache_bytes = context.nbytes()
-        cost.verify_seconds = perf_counter() - began - cost.prefill_seconds
-        return Generation(torch.stack(tokens), cost)
+        held = perf_counter()
+        tokens = context.greedy(limit, self.model.stop_ids.__contains__)
+        steps = len(tokens) - 1
+        cost = Cost(passes=steps, rows=steps, accepted_per_pass=[1] * steps, cache_bytes=context.nbytes())
+        cost.prefill_seconds, cost.verify_seconds = held - began, perf_counter() - held
+        return Generation(torch.tensor(tokens), cost)

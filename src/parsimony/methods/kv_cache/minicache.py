@@ -144,7 +144,7 @@ class Pair:
         e, lengths = self.parts(x)
         self.directions = settings.store(*e)
         self.lengths = None if lengths is None else Held(*lengths)
-        nothing = torch.empty(0, dtype=torch.int32), x.new_empty(2, 0, d, dtype=HALF)
+        nothing = x.new_empty(0, dtype=torch.int32), x.new_empty(2, 0, d, dtype=HALF)
         self.retained = [nothing, nothing]
         self.retain(x, 0)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.kv_cache.held import Context, Held, Prefilled, prefill
+from parsimony.models.clock import now
 from parsimony.models.decoder import Decoder
 from parsimony.models.kv_cache import KVCache
 from parsimony.models.language import Language
@@ -144,9 +144,9 @@ class Editor:
 
     def edit(self, prefilled: Prefilled, edits: list[Edit]) -> tuple[Context, float, int]:
         """The context after the edits, the seconds that it took, and the rows (tokens) run for it."""
-        began = perf_counter()
+        began = now(self.decoder.device)
         with torch.inference_mode():
             new, rows = self.method.edited(self.decoder, prefilled, edits)
             layers = [Held(*layer) for layer in zip(new.keys, new.values, strict=True)]
-        seconds = perf_counter() - began
+        seconds = now(self.decoder.device) - began
         return Context(self.decoder, layers, len(new), new.logits), seconds, rows

@@ -21,7 +21,7 @@ def received(prefilled: Prefilled, layer: int, first: int = 0) -> Tensor:
         end = min(begin + ROWS, T)
         q = queries[:, :, begin:end]
         scores = (q.flatten(1, 2) @ K[:, :end].mT).unflatten(1, q.shape[1:3])  # [H, R, n, end]
-        later = torch.ones(end - begin, end - begin, dtype=torch.bool).triu(1)
+        later = torch.ones(end - begin, end - begin, dtype=torch.bool, device=K.device).triu(1)
         scores[..., begin:].masked_fill_(later, -torch.inf)
         got[:, :end] += scores.softmax(-1).sum((1, 2)) / q.shape[1]
     return got

@@ -88,11 +88,11 @@ class SentenceKV:
         K, V, T = prefilled.keys[layer], prefilled.values[layer], len(prefilled)
         C = min(int(self.factor * tau), T)
         w = min(WINDOW, C)
-        kept = torch.arange(T).expand(K.shape[0], -1)
+        kept = torch.arange(T, device=K.device).expand(K.shape[0], -1)
         if C < T:
             kept = with_window(pooled(received(prefilled, layer, T - w)[:, : T - w], KERNEL, "max"), C - w, w)
         wide = kept[:, :, None].expand(-1, -1, K.shape[2])
-        return K.gather(1, wide), V.gather(1, wide), sentence[kept]
+        return K.gather(1, wide), V.gather(1, wide), sentence.to(K.device)[kept]
 
 
 class Sentences(Retrieving):
@@ -109,7 +109,7 @@ class Sentences(Retrieving):
         super().__init__(keys, values, labels[:, first:tail], [means(keys, labels, count)], first, tau - 2 * always)
         self.closed = [labels[0, tail:]]  # inside the window, so the same for all heads
         self.tau, self.always, self.ends, self.chunk, self.settings = tau, always, ends, chunk, settings
-        self.sum, self.queries, self.ending = torch.zeros(H, d), 0, False
+        self.sum, self.queries, self.ending = keys.new_zeros(H, d, dtype=torch.float32), 0, False
 
     def read(self, token: int) -> None:
         self.ending = bool((self.ends == token).any())
@@ -119,7 +119,7 @@ class Sentences(Retrieving):
         mine = q.float().mean(1)  # [H, d]; a sum of dot products over a group is that with the sum
         self.sum, self.queries = self.sum + mine, self.queries + 1
         if self.queries == 1 and s.first == "all":
-            return self.beside(self.fetch(torch.arange(n).expand(len(q), -1)))
+            return self.beside(self.fetch(torch.arange(n, device=q.device).expand(len(q), -1)))
         query = self.sum / self.queries if s.query == "mean" else mine
         scores = (self.index[0].float() @ query[:, :, None])[:, :, 0]
         room = max(self.tau - self.sinks.shape[2] - self.count, 0)
@@ -130,7 +130,7 @@ class Sentences(Retrieving):
         """Close the output sentence behind its last token."""
         if self.open == self.chunk if self.chunk else self.ending:
             sentence = self.keys[:, -self.open :]
-            one = torch.zeros(sentence.shape[:2], dtype=torch.int64)
+            one = torch.zeros(sentence.shape[:2], dtype=torch.int64, device=sentence.device)
             self.close(one[0], [means(sentence, one, 1)])
             self.sum, self.queries = torch.zeros_like(self.sum), 0
         self.leave(self.always)

@@ -47,7 +47,7 @@ class Sliding(Held):
 
     def __init__(self, keys: Tensor, values: Tensor, most: int, sinks: int, decoder: Decoder | None):
         if decoder is not None:  # unrotated, so that each step can put them where they stand then
-            keys = decoder.rope(keys[None], -torch.arange(keys.shape[1])[None])[0]
+            keys = decoder.rope(keys[None], -torch.arange(keys.shape[1], device=keys.device)[None])[0]
         super().__init__(keys, values)
         self.most, self.sinks, self.decoder, self.next = most, sinks, decoder, keys.shape[1]
         self.slide()
@@ -56,11 +56,12 @@ class Sliding(Held):
         """Drop what stands between the sinks and the last entries."""
         if self.count > self.most:
             last = torch.arange(self.count - (self.most - self.sinks), self.count)
-            self.keep(torch.cat((torch.arange(self.sinks), last)).expand(self.buffer.shape[1], -1))
+            kept = torch.cat((torch.arange(self.sinks), last)).to(self.buffer.device)
+            self.keep(kept.expand(self.buffer.shape[1], -1))
 
     def append(self, key: Tensor, value: Tensor) -> None:
         if self.decoder is not None:
-            key = self.decoder.rope(key[None, :, None], torch.tensor([[-self.next]]))[0, :, 0]
+            key = self.decoder.rope(key[None, :, None], torch.tensor([[-self.next]], device=key.device))[0, :, 0]
             self.next += 1
         super().append(key, value)
         self.slide()
@@ -68,5 +69,6 @@ class Sliding(Held):
     def seen(self, q: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.decoder is None:
             return self.keys, self.values, None
-        places = position - self.count + 1 + torch.arange(self.count)  # the newest is where the query is
+        entries = torch.arange(self.count, device=q.device)
+        places = position - self.count + 1 + entries  # the newest is where the query is
         return self.decoder.rope(self.keys.to(q.dtype)[None], places[None])[0], self.values, None

@@ -1,0 +1,32 @@
+"""Cells of the published scale on two (pretended) GPUs, in miniature: where every tensor of a benchmark has to lie."""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+from pretend_gpus import PretendGpus
+
+from parsimony import cell, records
+from parsimony.cell import Places, measure_item
+from parsimony.plan import make_plan
+
+PLAN = make_plan(["suite=cluster", "scale=rehearsal"], ROOT)
+PLACES = Places(ROOT / "resources", ROOT / "results" / PLAN.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell_id", PLAN.cells)
+def test_an_item_is_measured_on_gpus_as_on_the_processor(cell_id, monkeypatch):
+    if not PLACES.records(cell_id).exists():
+        pytest.skip("needs its rehearsal's records: snakemake --cores 2 --config suite=cluster scale=rehearsal")
+    frame, _ = records.read(PLACES.records(cell_id))
+    item = frame["item"].iloc[0]
+    monkeypatch.setattr(cell, "_use_gpus", lambda count, locks: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(type(PLAN), "gpu_gb", 80.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with PretendGpus():
+        outcome = measure_item(PLAN, cell_id, item, PLACES)
+    found = {(point, metric) for point, metric, *_ in outcome.numbers}
+    assert found == set(frame[frame["item"] == item][["point", "metric"]].itertuples(index=False, name=None))
+    assert not [each for each in outcome.numbers if math.isnan(each[2])]
