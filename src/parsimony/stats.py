@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,16 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         common = dict(zip(KEYS, key, strict=True))
         sound = group[group["status"] != "skipped"]
         wide = sound.pivot_table(index="item", columns="metric", values="value", aggfunc="first", sort=True)
-        category = sound.groupby("item")["category"].first().reindex(wide.index)
+        category = sound.groupby("item")["category"].first().reindex(wide.index).to_numpy()
+        kinds = {"all": np.ones(len(wide), bool)} | {kind: category == kind for kind in sorted(set(category))}
+        values, places = wide.to_numpy(), {metric: n for n, metric in enumerate(wide.columns)}
         for name, quantity in QUANTITIES.items():
             if not measurable(quantity, wide):
                 continue
-            for kind in ["all", *sorted(category.unique())]:
-                part = wide if kind == "all" else wide[(category == kind).to_numpy()]
-                value, low, high, n = estimate(quantity, part, seed)
+            totals = values[:, [places[column] for column in _columns(quantity)]]
+            whole = ~np.isnan(totals).any(1)
+            for kind, mine in kinds.items():
+                value, low, high, n = _estimate(quantity, totals[whole & mine], seed)
                 rows.append(common | {"category": kind, "quantity": name, "value": value, "low": low, "high": high}
                             | {"n": n, "unit": quantity.unit, "status": "ok", "reason": ""})  # fmt: skip
         skipped = group[group["status"] == "skipped"].drop_duplicates("category")
@@ -52,10 +56,13 @@ def summarise(records: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def estimate(quantity: Quantity, wide: pd.DataFrame, seed: int = 0) -> tuple[float, float, float, int]:
     """Value, interval bounds and number of items of a quantity from one row an item, one column a metric."""
-    columns = _columns(quantity)
-    totals = wide[columns].dropna().to_numpy() if columns else np.empty((0, 0))
+    return _estimate(quantity, wide[_columns(quantity)].dropna().to_numpy(), seed)
+
+
+def _estimate(quantity: Quantity, totals: np.ndarray, seed: int) -> tuple[float, float, float, int]:
+    """The same from what every item adds to the totals, [n, k]."""
     n = len(totals)
-    if n == 0:
+    if n == 0 or not totals.shape[1]:
         return np.nan, np.nan, np.nan, 0
     value = float(_ratio(quantity, totals.sum(0, keepdims=True), np.array([n]))[0])
     if n < ENOUGH:
@@ -160,8 +167,13 @@ def measurable(quantity: Quantity, wide: pd.DataFrame) -> bool:
 def _resampled(totals: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
     """Column totals [resamples, k] of items drawn with replacement, and how many were drawn."""
     n = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    return drawn @ totals, np.full(resamples, n)
+    return _draws(n, seed, resamples) @ totals, np.full(resamples, n)
+
+
+@lru_cache(maxsize=8)
+def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
+    """How often each of n items is drawn, [resamples, n] float64: the same for all that has so many items."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def _ratio(quantity: Quantity, totals: np.ndarray, count: np.ndarray) -> np.ndarray:
