@@ -264,14 +264,17 @@ def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> 
 
 @torch.no_grad()
 def entropies(network, groups: list[Questions]) -> tuple[Tensor, Tensor]:
-    """Entropies (nats) of the predictions where all is masked, on the questions held out, and which are right."""
+    """Entropies (nats) of the predictions for masked blocks behind answered ones, held out, and which are right."""
     parts = []
     for asked in groups:
         held = asked.at(torch.arange(int(len(asked.prompts) * (1 - HELD_OUT)), len(asked.prompts)))
-        logits = held.logits(network, torch.full_like(held.answers, MASK))
-        p = logits.softmax(-1)
-        H = -(p * (p + 1e-12).log()).sum(-1)
-        parts.append((H.flatten(), (logits.argmax(-1) == held.answers).flatten()))
+        for block in blocks(held.answers.shape[1]):
+            answers = held.answers.clone()
+            answers[:, block.start :] = MASK
+            logits = held.logits(network, answers)[:, block]
+            p = logits.softmax(-1)
+            H = -(p * (p + 1e-12).log()).sum(-1)
+            parts.append((H.flatten(), (logits.argmax(-1) == held.answers[:, block]).flatten()))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
