@@ -99,6 +99,7 @@ class Slots(Held):
         at = torch.arange(self.count, device=glo.device).expand_as(glo)
         self.marks = torch.stack((at.to(glo.dtype), glo, loc, torch.ones_like(glo)))
         self.M, self.w, self.settings, self.decoder, self.length = M, w, settings, decoder, self.count
+        self.whole = self.count <= M
         if self.count > M:
             s = self.scores(self.count - w)
             ranked = s.sort(dim=-1, descending=True, stable=True)

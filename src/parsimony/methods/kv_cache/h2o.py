@@ -45,6 +45,7 @@ class Heavy(Held):
     def __init__(self, keys: Tensor, values: Tensor, sums: Tensor, most: int, recent: int):
         super().__init__(keys, values)
         self.sums, self.most, self.recent = sums, most, recent
+        self.whole = most >= self.count
         self.evict()
 
     def evict(self) -> None:

@@ -92,6 +92,8 @@ class Held:
     """
 
     grows_by = 64
+    whole = False
+    """Whether the method's budget has room for the whole context: what it notes beside then comes on top of it."""
     moved = retrievals = 0
     """Bytes copied back from a `HostStore` so far, and how often entries were chosen; of methods that do so."""
 

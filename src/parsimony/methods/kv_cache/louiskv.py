@@ -94,6 +94,7 @@ class Louis(Retrieving):
         labels, count = partition(pool, s, prompt=True)
         super().__init__(keys, values, labels, s.described(pool, labels, count), sinks, B)
         self.settings, self.B, self.step, self.before = s, B, 0, keys.new_zeros(0, dtype=HALF)
+        self.whole = B >= T
         self.random = torch.Generator().manual_seed(layer)
 
     def boundary(self, q: Tensor) -> bool:

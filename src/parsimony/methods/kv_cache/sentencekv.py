@@ -109,6 +109,7 @@ class Sentences(Retrieving):
         super().__init__(keys, values, labels[:, first:tail], [means(keys, labels, count)], first, tau - 2 * always)
         self.closed = [labels[0, tail:]]  # inside the window, so the same for all heads
         self.tau, self.always, self.ends, self.chunk, self.settings = tau, always, ends, chunk, settings
+        self.whole = tau >= C
         self.sum, self.queries, self.ending = keys.new_zeros(H, d, dtype=torch.float32), 0, False
 
     def read(self, token: int) -> None:
