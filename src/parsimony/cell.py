@@ -239,7 +239,8 @@ class Bench:
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
         folder = self.paths[config.asset] if config.asset else None
-        placed = {"devices": self.gpus} if self.gpus else {}
+        large = config.architecture in ("decoder", "masked")  # others are small and stay on the processor
+        placed = {"devices": self.gpus} if self.gpus and large else {}
         return locate(config.target).load(folder, dtype=dtype, **config.params, **placed)
 
     def system(self, point: str, dtype: str):
