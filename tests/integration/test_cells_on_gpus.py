@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 from conftest import ROOT
 from pretend_gpus import PretendGpus
 
@@ -24,7 +23,6 @@ def test_an_item_is_measured_on_gpus_as_on_the_processor(cell_id, monkeypatch):
     item = frame["item"].iloc[0]
     monkeypatch.setattr(cell, "_use_gpus", lambda count, locks: ["cuda:0", "cuda:1"])
     monkeypatch.setattr(type(PLAN), "gpu_gb", 80.0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with PretendGpus():
         outcome = measure_item(PLAN, cell_id, item, PLACES)
     found = {(point, metric) for point, metric, *_ in outcome.numbers}

@@ -164,7 +164,7 @@ def judge(model: Language, prefix: Tensor, drafts: list[Tensor]) -> tuple[dict[s
     first = decoder.prefill(prefix[None], cache, want="hidden")[:, -1:]  # [1, 1, D]
     cache.select(torch.zeros(k, dtype=torch.int64))
     hidden = decoder.forward(ids, cache, want="hidden")  # [k, T, D]
-    logits = decoder.logits(torch.cat((first.expand(k, -1, -1), hidden[:, :-1]), 1)).double()
+    logits = decoder.logits(torch.cat((first.expand(k, -1, -1), hidden[:, :-1]), 1)).double().cpu()
     log_p = logits.gather(-1, ids[:, :, None])[:, :, 0] - logits.logsumexp(-1)  # [k, T]
     nll = [-float(log_p[n, :length].sum()) for n, length in enumerate(lengths)]
     best = min(range(k), key=lambda n: nll[n] / lengths[n])
@@ -177,9 +177,9 @@ def judge(model: Language, prefix: Tensor, drafts: list[Tensor]) -> tuple[dict[s
     x = torch.stack([superpose(ids[:, t], scores[:, t], decoder.embedding) for t in range(T)])
     cache.select(torch.zeros(1, dtype=torch.int64))
     cache.truncate(L)
-    mixed = decoder.forward(torch.arange(V, V + T)[None], cache, vectors=x, want="hidden")[0]  # [T, D]
+    mixed = decoder.forward(torch.arange(V, V + T)[None], cache, vectors=x, want="hidden")[0].float().cpu()  # [T, D]
     gamma = scores[:, :T].softmax(0).float()  # [k, T]
-    apart = (gamma[:, :, None] * hidden[:, :T].float()).sum(0)
-    cosines = torch.cosine_similarity(mixed.float(), apart, -1).tolist()
+    apart = (gamma[:, :, None] * hidden[:, :T].float().cpu()).sum(0)
+    cosines = torch.cosine_similarity(mixed, apart, -1).tolist()
     numbers |= {"linearity_sum": (sum(cosines), ""), "linearity_steps": (T, ""), "linearity_first": (cosines[0], "")}
     return numbers | {"linearity_last": (cosines[-1], ""), "linearity_least": (min(cosines), "")}, cosines
