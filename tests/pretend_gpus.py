@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), ("meta", torch.device("meta"))
 MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as}
 
 
@@ -30,6 +30,8 @@ class PretendGpus(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if kwargs.get("device") in META or any(each.is_meta for each in flat((args, kwargs))):
+            return func(*args, **kwargs)  # while transformers loads a network
         if func == Tensor.device.__get__:
             return device_of(args[0])
         if func in MOVES:
