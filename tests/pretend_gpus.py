@@ -43,17 +43,15 @@ class PretendGpus(TorchFunctionMode):
             self._check_places(name, *args)
         tensors = [each for each in tensors if not isinstance(each, torch.nn.Parameter)]  # made out of sight
         found = {device_of(each) for each in tensors if each.ndim or device_of(each) != CPU}
-        alone = func in (Tensor.__getitem__, Tensor.__setitem__, Tensor.copy_)  # across devices
-        if len(found) > 1 and not alone:
+        across = func in (Tensor.__getitem__, Tensor.__setitem__, Tensor.copy_)
+        if len(found) > 1 and not across:
             raise RuntimeError(f"{name}: tensors of {', '.join(sorted(map(str, found)))}")
-        if alone:
+        if across:
             where = device_of(args[0])
         elif kwargs.get("device") is not None:
-            where = place(kwargs["device"])
+            where, kwargs["device"] = place(kwargs["device"]), CPU
         else:
             where = next(iter(found or map(device_of, tensors)), CPU)
-        if kwargs.get("device") is not None:
-            kwargs["device"] = CPU
         if where != CPU and isinstance(kwargs.get("generator"), torch.Generator):
             raise RuntimeError(f"{name}: a generator of the processor and a tensor of {where}")
         return settled(func(*args, **kwargs), where)

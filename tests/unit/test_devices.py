@@ -51,3 +51,12 @@ def test_without_a_gpu_a_cell_of_the_published_scale_says_so(tmp_path, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="asks for 1 GPU, and this process sees 0"):
         devices.lease(1, tmp_path)
+
+
+def test_a_cell_s_facts_are_its_peak_and_where_the_clock_decides_its_seconds():
+    items = [{"peak_bytes": 3, "seconds": 1.5}, None, {"peak_bytes": 2, "seconds": 0.5}]
+    assert devices.summed(items, timed=True) == {"gpu_peak_bytes": 3, "gpu_seconds": 2.0}
+    assert devices.summed(items, timed=False) == {"gpu_peak_bytes": 3}
+    with devices.metered([]) as told:
+        pass
+    assert told == {} and devices.summed([told], timed=True) == {}
