@@ -138,8 +138,8 @@ class Decoder:
     """The output follows the prompt; that of an encoder-decoder begins with a token of its own."""
 
     def __init__(self, config: DecoderConfig, weights: Callable[[str], Tensor | None], dtype, devices="cpu"):
-        devices = [devices] if isinstance(devices, (str, torch.device)) else devices
-        device = torch.device(devices[0])
+        self.devices = [devices] if isinstance(devices, (str, torch.device)) else devices
+        device = torch.device(self.devices[0])
 
         def get(name: str) -> Tensor | None:
             tensor = weights(name)
@@ -158,7 +158,7 @@ class Decoder:
         self.head = pack(self.embedding if config.tied else get("lm_head.weight"))
         self.layers = []
         for i in range(config.layers):
-            p, device = f"model.layers.{i}", torch.device(devices[i * len(devices) // config.layers])
+            p, device = f"model.layers.{i}", torch.device(self.devices[i * len(self.devices) // config.layers])
             self.layers.append(
                 Layer(
                     norm=get(f"{p}.input_layernorm.weight"),

@@ -20,7 +20,7 @@ from parsimony.interfaces import Cost, Generation, Inputs
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.methods.diffusion.grammar import Intersection, read
 from parsimony.methods.diffusion.partial import Partial, automaton, written
-from parsimony.methods.diffusion.sampler import View, until_stop
+from parsimony.methods.diffusion.sampler import View, unanswered, until_stop
 from parsimony.methods.diffusion.static_unmasking import TopK
 from parsimony.methods.diffusion.terminals import Lexer
 from parsimony.models.masked import Masked
@@ -123,7 +123,7 @@ class ConstrainedSampler:
         mask, P, cost = self.model.mask_id, len(prompt_ids), Cost()
         self.resamples, self.check_seconds = 0, 0.0
         network, language = PASSES["none"](self.model), self.language(prompt_ids) if self.constrain else None
-        x = torch.cat((prompt_ids, torch.full((limit,), mask, dtype=torch.int64)))
+        x = unanswered(prompt_ids, limit, mask)
         over = limit == 0
         for begin in range(P, P + limit, self.block or max(limit, 1)):
             stop, step = min(begin + (self.block or limit), P + limit), 0

@@ -32,7 +32,7 @@ class DParallel:
         if self.weights != "base":
             dtype = str(model.decoder.dtype).removeprefix("torch.")
             model = Masked.load(
-                inputs.assets[self.weights], model.mask, model.stop, dtype, model.shifted, model.decoder.device
+                inputs.assets[self.weights], model.mask, model.stop, dtype, model.shifted, model.decoder.devices
             )
         return BlockSampler(model, LowEntropy(self.tau), self.block)
 

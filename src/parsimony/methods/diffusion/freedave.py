@@ -16,7 +16,7 @@ from torch import Tensor
 from parsimony.errors import UserError
 from parsimony.interfaces import Cost, Generation, Inputs
 from parsimony.methods.diffusion.caches import PASSES
-from parsimony.methods.diffusion.sampler import View, until_stop
+from parsimony.methods.diffusion.sampler import View, unanswered, until_stop
 from parsimony.methods.diffusion.static_unmasking import TopK
 from parsimony.methods.diffusion.threshold_unmasking import AtLeast
 from parsimony.models.masked import Masked
@@ -81,7 +81,7 @@ class FreeDaveSampler:
     def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """The same with any ``network`` that has the methods of `caches.Exact`."""
         mask, P, cost, rule = self.model.mask_id, len(prompt), Cost(), self.settings.rule
-        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64))).to(network.device)
+        x = unanswered(prompt, limit, mask).to(network.device)
         block = self.settings.block or max(limit, 1)
         for begin in range(P, P + limit, block):
             stop = min(begin + block, P + limit)

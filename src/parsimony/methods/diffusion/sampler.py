@@ -155,7 +155,7 @@ class BlockSampler:
     def unmask(self, network, prompt: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """The same with any ``network`` that has the methods of `caches.Exact`, such as an exact model."""
         mask, P, done, cost = self.model.mask_id, len(prompt), 0, Cost()
-        x = torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64))).to(network.device)
+        x = unanswered(prompt, limit, mask).to(network.device)
         while done < limit:
             begin, step, fresh = P + done, 0, True
             size = min(self.block or limit, limit - done)
@@ -203,6 +203,11 @@ class BlockSampler:
         if self.stop == "any" and bool((ends & view.masked).any()):
             return done + int(view.confidence.where(ends, torch.tensor(-torch.inf).double()).argmax()) + 1
         return sys.maxsize
+
+
+def unanswered(prompt: Tensor, limit: int, mask: int) -> Tensor:
+    """``prompt`` [P] and ``limit`` masks behind it."""
+    return torch.cat((prompt, torch.full((limit,), mask, dtype=torch.int64)))
 
 
 def until_stop(tokens: Tensor, stop: frozenset[int]) -> Tensor:
