@@ -16,7 +16,7 @@ from parsimony.methods.diffusion.sampler import BlockSampler
 from parsimony.methods.diffusion.watched import observe
 
 LENGTH = 96
-"""Tokens of an answer, filled up with the end token; those of a calculation are 9 to 55."""
+"""Tokens of an answer, filled up with the end token; those of a calculation are 11 to 44."""
 FORMS = ("lines", "wrapped")
 WIDTH = 7
 """Tokens of a line of wrapped text, whose breaks mean nothing."""
@@ -45,7 +45,7 @@ class Calculation:
     @property
     def prompt(self) -> str:
         """The request."""
-        return filled(f"{self.form}|{self.start}|" + "|".join(map("".join, self.steps)) + "|", 32)
+        return filled(f"{self.form}|{self.start}|" + "|".join(map("".join, self.steps)) + "|", 24)
 
     @property
     def answer(self) -> str:
@@ -77,8 +77,8 @@ def after(value: int, step: str) -> int:
 
 
 def request(form: str, rng: Random) -> Calculation:
-    """A random calculation of 2 to 5 lines with one or two steps each."""
-    lines = tuple(tuple(rng.choices(STEPS, k=rng.randint(1, 2))) for _ in range(rng.randint(2, 5)))
+    """A random calculation of 2 to 4 lines with one or two steps each."""
+    lines = tuple(tuple(rng.choices(STEPS, k=rng.randint(1, 2))) for _ in range(rng.randint(2, 4)))
     return Calculation(form, rng.randint(0, 9), lines)
 
 

@@ -26,11 +26,16 @@ from parsimony.recipes.training import schedule
 SPECIAL = ["<mask>", "<end>", "<unknown>"]
 MASK, END = 0, 1
 MODULES = {"grammar_texts": grammar_texts, "scratch_pad": scratch_pad}
-TASKS = {"writing": [*writing.TASKS], "puzzles": ["latin_square", "sudoku"]}
+TASKS = {"writing": [*writing.TASKS], "latin_square": ["latin_square"], "sudoku": ["sudoku"]}
 """Tasks of ParallelBench with answers of one length."""
 KINDS = ("letters", *TASKS, *MODULES)
 """Kinds of texts; all answers of a kind have one length, but those of lists."""
-WINDOWS = {"scratch_pad": (48, 48, 48, 48, scratch_pad.LENGTH), "writing": (16, 16, LENGTH)}
+WINDOWS = {
+    "scratch_pad": (*[40] * 7, scratch_pad.LENGTH),
+    "grammar_texts": (52, 52, grammar_texts.LENGTH),
+    "writing": (16, 16, LENGTH),
+    "sudoku": (20, 20, LENGTH),
+}
 """Answers of these kinds are mostly learnt from their beginnings: nothing is harder behind them, and all is dearer."""
 
 
@@ -45,7 +50,7 @@ def train(
     Parameters
     ----------
     mix : list of str
-        What the batches are of, in turns (`KINDS`).
+        What the texts are of (`KINDS`); every update sees ``batch`` of each.
     floors : dict of str to float
         Least exact accuracy, one token at a time, on a task.
 
@@ -66,7 +71,7 @@ def train(
         tie_word_embeddings=True, rope_theta=100.0,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
-    fit(network, batches(tokenizer, mix, batch, seed), causal, updates, rate, seed)
+    fit(network, [batches(tokenizer, kind, batch, seed) for kind in mix], causal, updates, rate, seed)
     weights = {name: tensor.half() for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
@@ -113,17 +118,15 @@ def requests(source: str, count: int, rng: Random) -> tuple[list[str], list[str]
     return [each.prompt for each in drawn], [each.answer for each in drawn], length
 
 
-def batches(tokenizer, mix: list[str], size: int, seed: int):
+def batches(tokenizer, source: str, size: int, seed: int):
     """Prompts [B, P] padded on the left, lengths of the padding [B], and answers [B, L], for ever."""
-    rng, n = Random(seed), 0
+    rng = Random(seed)
     while True:
-        source = mix[n % len(mix)]
         prompts, answers, length = requests(source, size, rng)
         if source in WINDOWS:
             length = rng.choice(WINDOWS[source])
         answers = [each.ids for each in tokenizer.encode_batch(answers)]
         yield *left_padded(tokenizer, prompts), torch.tensor([(ids + [END] * length)[:length] for ids in answers])
-        n += 1
 
 
 def left_padded(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -134,8 +137,11 @@ def left_padded(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([widest - len(row) for row in rows])
 
 
-def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) -> None:
-    """Muon for the matrices of the layers and AdamW for the rest, warm-up and cosine; one line every 100 updates."""
+def fit(network, mix: list, causal: bool, updates: int, rate: float, seed: int) -> None:
+    """Muon for the matrices of the layers and AdamW for the rest, warm-up and cosine; one line every 100 updates.
+
+    The loss of an update is the mean over one batch of each of the ``mix``'s generators.
+    """
     rng = np.random.default_rng(seed)
     matrices = [p for p in network.model.layers.parameters() if p.ndim == 2]
     inside = set(map(id, matrices))
@@ -145,9 +151,10 @@ def fit(network, batches, causal: bool, updates: int, rate: float, seed: int) ->
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
     network.train()
-    for n, (prompts, pads, answers) in zip(range(updates), batches, strict=False):
+    loss_of = next_token if causal else unmasking
+    for n in range(updates):
         now = rate * schedule(n, updates)
-        loss = (next_token if causal else unmasking)(network, prompts, pads, answers, rng)
+        loss = sum(loss_of(network, *next(batches), rng) for batches in mix) / len(mix)
         network.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

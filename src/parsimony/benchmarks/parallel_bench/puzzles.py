@@ -21,6 +21,7 @@ class Latin:
     """Fill a square so that every row and every column holds each of four symbols."""
 
     symbols: str
+    form = "latin_square"
 
     @property
     def prompt(self) -> str:
@@ -48,6 +49,7 @@ class Sudoku:
 
     given: str
     solution: str
+    form = "sudoku"
 
     @property
     def prompt(self) -> str:

@@ -10,8 +10,8 @@ from parsimony.benchmarks.unmasked import filled
 
 LENGTH = 32
 """Tokens of an answer, filled up with the end token (as published for the Waiting Line)."""
-WIDTHS = {"printed": 48, "names": 24, "letters": 16, "other": 32}
-"""Pieces to which requests are filled up, by the form of their list."""
+WIDTHS = {"printed": 48, "names": 24, "letters": 16, "writing": 20, "latin_square": 8, "sudoku": 24}
+"""Pieces to which requests are filled up: lists by their form, texts alike, puzzles by their task."""
 GROUPS = {
     **dict.fromkeys(lists.SEEDS, "waiting_line"),
     **dict.fromkeys(writing.TASKS, "text_writing"),
@@ -39,8 +39,7 @@ class Example:
     @property
     def prompt(self) -> str:
         """The request as text."""
-        form = self.request.form if isinstance(self.request, lists.Query) else "other"
-        return filled(self.request.prompt, WIDTHS[form])
+        return filled(self.request.prompt, WIDTHS[self.request.form])
 
 
 def example(task: str, rng: Random, form: str = "printed") -> Example:

@@ -60,6 +60,7 @@ class Request:
     task: str
     words: tuple[str, ...]
     clauses: tuple[Clause, ...]
+    form = "writing"
 
     @property
     def prompt(self) -> str:
