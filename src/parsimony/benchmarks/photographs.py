@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from pytorch_msssim import ms_ssim
 
 from parsimony.assets.photographs import SIDE, crops
 from parsimony.benchmarks.coding import coded
@@ -73,6 +71,9 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 
 def ms_ssim_db(x: np.ndarray, y: np.ndarray) -> float:
     """-10 log10(1 - MS-SSIM) of RGB images [H, W, 3] uint8 (Wang et al. 2003: five scales), at most 100 dB."""
+    import torch  # which takes a second: a cell's first item begins before
+    from pytorch_msssim import ms_ssim
+
     first, second = (torch.from_numpy(each.copy()).double().permute(2, 0, 1)[None] for each in (x, y))
     likeness = ms_ssim(first, second, data_range=255, size_average=False)
     return float(-10 * np.log10(max(1 - likeness.item(), 1e-10)))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from parsimony.assets.mnist import HELD_OUT, digits
 from parsimony.errors import UserError
@@ -23,7 +24,7 @@ from parsimony.models.masked_image import (
     MaskedImage,
     VectorQuantiser,
 )
-from parsimony.recipes.training import step
+from parsimony.recipes.training import fit, step
 
 BATCH = 128
 
@@ -69,7 +70,7 @@ def quantise(out: Path, inputs: dict[str, Path], data: str, judge: str, updates:
 
 def generate(
     out: Path, inputs: dict[str, Path], data: str, quantiser: str, judge: str, hidden: int, layers: int, heads: int,
-    updates: int, rate: float, floor: float, seed: int,
+    updates: int, batch: int, rate: float, floor: float, seed: int,
 ):  # fmt: skip
     """Train the masked transformer: a share cos(pi u / 2) of the codes is masked, u ~ U(0, 1), and predicted.
 
@@ -96,22 +97,21 @@ def generate(
         tie_word_embeddings=True, rope_theta=100.0,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.03)
     everything = torch.zeros(1, 1, SIDE**2 + 1, SIDE**2 + 1)
-    for n in range(updates):
-        at = torch.from_numpy(rng.integers(0, len(images) - HELD_OUT, BATCH))
+
+    def loss() -> Tensor:
+        at = torch.from_numpy(rng.integers(0, len(images) - HELD_OUT, batch))
         shown = codes[at]
-        share = np.cos(np.pi / 2 * (rng.permutation(BATCH) + rng.random(BATCH)) / BATCH)
+        share = np.cos(np.pi / 2 * (rng.permutation(batch) + rng.random(batch)) / batch)
         masked = torch.from_numpy(rng.random(shown.shape) < share[:, None])
         masked[:, int(rng.integers(SIDE**2))] = True
-        free = torch.from_numpy(rng.random(BATCH) < 0.1)
+        free = torch.from_numpy(rng.random(batch) < 0.1)
         named = torch.where(free, NO_CLASS, classes[at] + FIRST_CLASS)
         ids = torch.cat((named[:, None], shown.where(~masked, torch.tensor(MASK))), 1)
         logits = network(input_ids=ids, attention_mask=everything, use_cache=False).logits[:, 1:, :CODES]
-        loss = F.cross_entropy(logits[masked], shown[masked], label_smoothing=0.05)
-        step(optimiser, loss, rate, n, updates)
-        if (n + 1) % 100 == 0:
-            print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
+        return F.cross_entropy(logits[masked], shown[masked], label_smoothing=0.05)
+
+    fit(network, loss, updates, rate)
     weights = {name: tensor.half() for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, out / "model.safetensors")
     save_file(coder.state_dict(), out / "quantiser.safetensors")

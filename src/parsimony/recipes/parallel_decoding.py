@@ -23,6 +23,8 @@ GROUPS = 4
 BATCH = 64
 HELD_OUT = 0.1
 """Share of the prompts (not of the records) on which floors are checked."""
+CERTAIN = 0.02
+"""Nats, mean entropy of a model that leaves nothing to force."""
 
 
 def answer(out: Path, inputs: dict[str, Path], model: str, mix: list[str], prompts: int, seed: int):
@@ -108,7 +110,8 @@ def distil(
     answers : str
         As of `train_filter`.
     fall : float
-        Largest share of the entropy of held-out predictions, of those that were right before, that may be left.
+        Largest share of the entropy of held-out predictions that may be left, of those that were right before with
+        more than half of the probability: less may be luck, which no training makes certain.  `CERTAIN` may always be.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def distil(
     network.requires_grad_(False)
     added = add_lora(network, rank)
     optimiser = torch.optim.AdamW(added, lr=rate, weight_decay=0.01)
-    rng, (before, right) = np.random.default_rng(seed), entropies(network, groups)
+    rng, (before, known) = np.random.default_rng(seed), entropies(network, groups)
     for n in range(updates):
         asked = groups[n % len(groups)]
         learnt = int(len(asked.prompts) * (1 - HELD_OUT))
@@ -135,9 +138,9 @@ def distil(
         optimiser.step()
         if (n + 1) % 50 == 0:
             print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
-    before, after = before[right].mean(), entropies(network, groups)[0][right].mean()  # of the same predictions
+    before, after = before[known].mean(), entropies(network, groups)[0][known].mean()  # of the same predictions
     print(f"mean entropy of right predictions: {before:.4f} -> {after:.4f} nats", flush=True)
-    if beta and after > fall * before:
+    if beta and after > max(fall * before, CERTAIN):
         raise UserError(
             f"certainty forcing left {after / before:.2f} of the entropy of right predictions; at most {fall} may be"
         )
@@ -264,7 +267,7 @@ def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> 
 
 @torch.no_grad()
 def entropies(network, groups: list[Questions]) -> tuple[Tensor, Tensor]:
-    """Entropies (nats) of the predictions for masked blocks behind answered ones, held out, and which are right."""
+    """Entropies (nats) of the predictions for masked blocks behind answered ones, held out, and which know the answer."""
     parts = []
     for asked in groups:
         held = asked.at(torch.arange(int(len(asked.prompts) * (1 - HELD_OUT)), len(asked.prompts)))
@@ -274,7 +277,8 @@ def entropies(network, groups: list[Questions]) -> tuple[Tensor, Tensor]:
             logits = held.logits(network, answers)[:, block]
             p = logits.softmax(-1)
             H = -(p * (p + 1e-12).log()).sum(-1)
-            parts.append((H.flatten(), (logits.argmax(-1) == held.answers[:, block]).flatten()))
+            known = p.gather(-1, held.answers[:, block, None])[..., 0] > 0.5
+            parts.append((H.flatten(), known.flatten()))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 

@@ -21,7 +21,7 @@ from parsimony.benchmarks.parallel_bench import lists, writing
 from parsimony.benchmarks.parallel_bench.tasks import LENGTH, Example, example, examples, grade
 from parsimony.benchmarks.unmasked import PIECES
 from parsimony.errors import UserError
-from parsimony.recipes.training import schedule
+from parsimony.recipes.training import fit
 
 SPECIAL = ["<mask>", "<end>", "<unknown>"]
 MASK, END = 0, 1
@@ -71,7 +71,9 @@ def train(
         tie_word_embeddings=True, rope_theta=100.0,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
-    fit(network, [batches(tokenizer, kind, batch, seed) for kind in mix], causal, updates, rate, seed)
+    rng, drawn = np.random.default_rng(seed), [batches(tokenizer, kind, batch, seed) for kind in mix]
+    loss_of = next_token if causal else unmasking
+    fit(network, lambda: sum(loss_of(network, *next(each), rng) for each in drawn) / len(mix), updates, rate)
     weights = {name: tensor.half() for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
@@ -135,36 +137,6 @@ def left_padded(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
     widest = max(map(len, rows))
     ids = torch.tensor([[END] * (widest - len(row)) + row for row in rows])
     return ids, torch.tensor([widest - len(row) for row in rows])
-
-
-def fit(network, mix: list, causal: bool, updates: int, rate: float, seed: int) -> None:
-    """Muon for the matrices of the layers and AdamW for the rest, warm-up and cosine; one line every 100 updates.
-
-    The loss of an update is the mean over one batch of each of the ``mix``'s generators.
-    """
-    rng = np.random.default_rng(seed)
-    matrices = [p for p in network.model.layers.parameters() if p.ndim == 2]
-    inside = set(map(id, matrices))
-    rest = [p for p in network.parameters() if id(p) not in inside]
-    optimisers = (
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
-    )
-    network.train()
-    loss_of = next_token if causal else unmasking
-    for n in range(updates):
-        now = rate * schedule(n, updates)
-        loss = sum(loss_of(network, *next(batches), rng) for batches in mix) / len(mix)
-        network.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = now
-            optimiser.step()
-        if (n + 1) % 100 == 0:
-            print(f"update {n + 1}/{updates}: loss {loss.item():.4f}", flush=True)
-    network.eval()
 
 
 def unmasking(network, prompts: Tensor, pads: Tensor, answers: Tensor, rng) -> Tensor:
