@@ -267,7 +267,7 @@ def forced(network, asked: Questions, begin: int, half: Tensor, beta: float) -> 
 
 @torch.no_grad()
 def entropies(network, groups: list[Questions]) -> tuple[Tensor, Tensor]:
-    """Entropies (nats) of the predictions for masked blocks behind answered ones, held out, and which know the answer."""
+    """Entropies (nats) of held-out predictions for masked blocks behind answered ones, and which know the answer."""
     parts = []
     for asked in groups:
         held = asked.at(torch.arange(int(len(asked.prompts) * (1 - HELD_OUT)), len(asked.prompts)))
