@@ -58,6 +58,8 @@ def test_emptiness_is_what_enumeration_says(data, name):
     states = data.draw(st.integers(1, 4))
     state = st.integers(0, states - 1)
     edges = data.draw(st.lists(st.tuples(state, st.sampled_from(terminals), state), max_size=8, unique=True))
+    gaps = data.draw(st.sets(state, max_size=2))
+    edges = [*{*edges, *((p, terminal, p) for p in gaps for terminal in terminals)}]
     finals = data.draw(st.frozensets(state, max_size=2))
     machine = Automaton(edges, states, 0, finals)
 

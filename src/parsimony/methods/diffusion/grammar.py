@@ -202,67 +202,105 @@ class Intersection:
     """
 
     def __init__(self, grammar: Grammar):
-        self.start = grammar.start
-        self.empty = [head for head, bodies in grammar.rules.items() if () in bodies]
-        self.unit: dict[str, list[str]] = defaultdict(list)  # B -> every A with A -> B
-        self.left: dict[str, list[tuple[str, str]]] = defaultdict(list)  # B -> every (A, C) with A -> B C
-        self.right: dict[str, list[tuple[str, str]]] = defaultdict(list)  # C -> every (A, B) with A -> B C
-        for head, bodies in grammar.rules.items():
+        self.symbols = sorted({grammar.start} | grammar.terminals | set(grammar.rules))
+        self.number = {symbol: n for n, symbol in enumerate(self.symbols)}
+        self.start = self.number[grammar.start]
+        self.empty = [self.number[head] for head, bodies in grammar.rules.items() if () in bodies]
+        self.unit: list[list[int]] = [[] for _ in self.symbols]  # [B]: every A with A -> B
+        self.left: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [B]: every (A, C) with A -> B C
+        self.right: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [C]: every (A, B) with A -> B C
+        for symbol, bodies in grammar.rules.items():
+            head = self.number[symbol]
             for body in bodies:
-                if len(body) == 1:
-                    self.unit[body[0]].append(head)
-                elif len(body) == 2:
-                    self.left[body[0]].append((head, body[1]))
-                    self.right[body[1]].append((head, body[0]))
+                parts = [self.number[part] for part in body]
+                if len(parts) == 1:
+                    self.unit[parts[0]].append(head)
+                elif len(parts) == 2:
+                    self.left[parts[0]].append((head, parts[1]))
+                    self.right[parts[1]].append((head, parts[0]))
+        self.terminals = grammar.terminals
+        self.anything = self._derivations(grammar)
+
+    def _derivations(self, grammar: Grammar) -> dict[int, tuple[int, ...]]:
+        """How each symbol derives a word, by the first way found; of terminals and empty words: ()."""
+        rules = [
+            (self.number[head], [self.number[part] for part in body])
+            for head, bodies in grammar.rules.items()
+            for body in bodies
+        ]
+        found: dict[int, tuple[int, ...]] = dict.fromkeys([*map(self.number.get, self.terminals), *self.empty], ())
+        while more := {head: tuple(body) for head, body in rules if head not in found and found.keys() >= set(body)}:
+            found |= more
+        return found
 
     def sentence(self, automaton: Automaton) -> list[str] | None:
         """A sentence (terminals) that is in both, or None: there is none.
 
         Item (p, A, q): A derives a word that leads the automaton from p to q.  The search ends with the first item
-        that answers the question.
+        that answers the question.  Sets of states are integers, a bit a state.  At a state with loops of all
+        terminals (a gap) everything derives a word that stays there, and nothing of it has to be searched.
         """
-        why: dict[tuple[int, str, int], tuple] = {}
-        from_state: dict[tuple[str, int], set[int]] = defaultdict(set)  # (A, p) -> every q
-        to_state: dict[tuple[str, int], set[int]] = defaultdict(set)  # (A, q) -> every p
-        stack: list[tuple[int, str, int]] = []
+        why: dict[tuple[int, int, int], tuple] = {}
+        ahead = [[0] * automaton.states for _ in self.symbols]  # [A][p]: every q
+        behind = [[0] * automaton.states for _ in self.symbols]  # [A][q]: every p
+        stack: list[tuple[int, int, int]] = []
 
-        def add(p: int, symbol: str, q: int, *parts) -> None:
-            item = (p, symbol, q)
-            if item not in why:
-                why[item] = parts
-                from_state[symbol, p].add(q)
-                to_state[symbol, q].add(p)
-                stack.append(item)
+        def add(p: int, symbol: int, q: int, *parts) -> None:
+            ahead[symbol][p] |= 1 << q
+            behind[symbol][q] |= 1 << p
+            why[p, symbol, q] = parts
+            stack.append((p, symbol, q))
 
+        loops = defaultdict(set)
         for p, terminal, q in automaton.edges:
-            add(p, terminal, q)
-        for head in self.empty:
-            for p in range(automaton.states):
+            if p == q:
+                loops[p].add(terminal)
+        gaps = {p for p, terminals in loops.items() if terminals >= self.terminals}
+        for p in gaps:
+            for symbol in self.anything:
+                ahead[symbol][p] = behind[symbol][p] = 1 << p
+        for p, terminal, q in automaton.edges:
+            if terminal in self.number and not (p == q and p in gaps):
+                add(p, self.number[terminal], q)
+        for p in set(range(automaton.states)) - gaps:
+            for head in self.empty:
                 add(p, head, p)
-        while stack:
+        begin, ends = automaton.start, sum(1 << q for q in automaton.finals)
+        while not ahead[self.start][begin] & ends:
+            if not stack:
+                return None
             item = p, symbol, q = stack.pop()
-            if symbol == self.start and p == automaton.start and q in automaton.finals:
-                return list(self._terminals(item, why))
             for head in self.unit[symbol]:
-                add(p, head, q, item)
+                if not ahead[head][p] >> q & 1:
+                    add(p, head, q, item)
             for head, other in self.left[symbol]:
-                for r in list(from_state[other, q]):
-                    add(p, head, r, item, (q, other, r))
+                if new := ahead[other][q] & ~ahead[head][p]:
+                    for r in _bits(new):
+                        add(p, head, r, item, (q, other, r))
             for head, other in self.right[symbol]:
-                for r in list(to_state[other, p]):
-                    add(r, head, q, (r, other, p), item)
-        return None
+                if new := behind[other][p] & ~behind[head][q]:
+                    for r in _bits(new):
+                        add(r, head, q, (r, other, p), item)
+        end = next(_bits(ahead[self.start][begin] & ends))
+        return list(self._terminals((begin, self.start, end), why))
 
     def _terminals(self, item, why):
         """The terminals below an item, in order."""
         todo = [item]
         while todo:
-            item = todo.pop()
-            parts = why[item]
+            item = p, symbol, _ = todo.pop()
+            parts = why[item] if item in why else [(p, part, p) for part in self.anything[symbol]]
             if parts:
                 todo += reversed(parts)
-            elif item[1] not in self.empty:
-                yield item[1]
+            elif symbol not in self.empty:
+                yield self.symbols[symbol]
+
+
+def _bits(states: int):
+    """The places of the ones, from the lowest on."""
+    while states:
+        yield (states & -states).bit_length() - 1
+        states &= states - 1
 
 
 def read(text: str) -> tuple[Grammar, dict[str, str], set[str]]:
