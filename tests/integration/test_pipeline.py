@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from parsimony import records
+
 CELLS = {
     f"{benchmark}--smollm2_135m_instruct--{method}"
     for benchmark, method in (
@@ -53,11 +55,16 @@ def test_run_rerun_and_edit(project):
     project.snakemake("published")
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == first
 
-    # What was not measured this time stays as it was published, and without either nothing is published.
+    # What was skipped or not measured this time stays as it was published, and without either nothing is published.
     name = "latency--smollm2_135m_instruct--greedy.parquet"
-    (project.folder / "results" / "tiny" / "cells" / name).unlink()
-    assert project.parsimony("publish")[0] == 0
-    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == first
+    measured = project.folder / "results" / "tiny" / "cells" / name
+    frame, facts = records.read(measured)
+    rows = frame.assign(status="skipped", reason="no module").to_dict("records")
+    records.publish(records.table_of(rows), measured, facts)
+    for _ in range(2):
+        assert project.parsimony("publish")[0] == 0
+        assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == first
+        measured.unlink(missing_ok=True)
     (published / "records" / name).unlink()
     status, output = project.parsimony("publish")
     assert status == 2 and output.count("\n") == 1 and "neither measured nor published" in output

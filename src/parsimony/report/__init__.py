@@ -70,7 +70,7 @@ def write_report(plan: Plan, cells: Path, out: Path) -> Path:
 def publish(plan: Plan, cells: Path) -> Path:
     """Copy the records of a suite to ``results/published`` and rebuild what is derived from them.
 
-    Cells that were not measured this time stay as they were published; together they must be the whole suite.
+    Cells that were not measured this time, or skipped, stay as they were published; together they must be the suite.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def publish(plan: Plan, cells: Path) -> Path:
     if plan.suite.scale == "rehearsal":
         raise UserError("a rehearsal measures nothing: its records are not published")
     target = plan.root / PUBLISHED / "records"
-    fresh = _files(plan, cells)
+    fresh = [file for file in _files(plan, cells) if not (_skipped(file) and (target / file.name).exists())]
     kept = {file.name for file in _files(plan, target)} - {file.name for file in fresh}
     missing = set(plan.cells) - {Path(name).stem for name in kept} - {file.stem for file in fresh}
     if missing:
@@ -88,8 +88,6 @@ def publish(plan: Plan, cells: Path) -> Path:
             f"cell {min(missing)!r} is neither measured nor published; run `parsimony run suite={plan.name}` before "
             "publishing"
         )
-    for file in fresh:
-        records.read(file)
     target.mkdir(parents=True, exist_ok=True)
     for file in target.iterdir():
         if file.name not in kept:
@@ -98,6 +96,11 @@ def publish(plan: Plan, cells: Path) -> Path:
         shutil.copyfile(file, target / file.name)
     (target / "suite.json").write_text(json.dumps({"suite": plan.name}) + "\n")
     return rebuild_published(plan.root)
+
+
+def _skipped(file: Path) -> bool:
+    """Whether nothing was measured, since a module or all data were missing."""
+    return bool((records.read(file)[0]["status"] == "skipped").all())
 
 
 def rebuild_published(root: Path | None = None) -> Path:
