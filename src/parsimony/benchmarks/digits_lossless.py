@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parsimony.assets.mnist import HELD_OUT, digits
+from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.benchmarks.coding import coded, unequal
 from parsimony.errors import UserError
 from parsimony.interfaces import Item, Outcome, Workbench
@@ -21,7 +21,7 @@ ACROSS = 25
 
 
 class DigitsLossless:
-    """Digits that no recipe trains on (the last ones of `mnist.digits`), in batches.
+    """Digits that no recipe trains on (the last ones of `mnist.pixels`), in batches.
 
     Codecs that refuse the sheet, or images of another size, are measured without.
 
@@ -44,8 +44,7 @@ class DigitsLossless:
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
         if ASSET not in paths:
             return []
-        images = digits(paths[ASSET])[0][-HELD_OUT:]
-        self.images = (images * 255).round().byte().numpy()[: self.count * self.each]
+        self.images = pixels(paths[ASSET])[0][-HELD_OUT:][: self.count * self.each]
         names = [*(f"digits_{n:03d}" for n in range(self.count)), "sheet", "noise"]
         return [Item(name, "digits", (), "uniform" if name == "noise" else ASSET) for name in names]
 
