@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from parsimony.assets.mnist import HELD_OUT, digits
+from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.interfaces import Item, Outcome, Workbench
 
 ASSET = "mnist_5k"
@@ -30,8 +30,7 @@ class CircuitEvaluation:
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
         if ASSET not in paths:
             return []
-        images, _ = digits(paths[ASSET])
-        self.images = (images[-HELD_OUT:] * 255).round().numpy().astype(np.uint8)
+        self.images = pixels(paths[ASSET])[0][-HELD_OUT:]
         return [Item(f"batch_{n:03d}", "digits", (), ASSET) for n in range(self.count)]
 
     def skipped(self, missing: dict[str, str]) -> dict[str, str]:

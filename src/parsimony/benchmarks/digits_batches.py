@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from parsimony.assets.mnist import HELD_OUT, digits
+from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.interfaces import Item, Outcome, Workbench
 
 ASSET = "mnist_5k"
@@ -32,8 +32,7 @@ class DigitsBatches:
     def items(self, paths: dict[str, Path], seed: int) -> list[Item]:
         if ASSET not in paths:
             return []
-        images, _ = digits(paths[ASSET])
-        self.images = (images[-HELD_OUT:] * 255).round().numpy().astype(np.uint8)
+        self.images = pixels(paths[ASSET])[0][-HELD_OUT:]
         return [
             Item(f"batch_{size}_{n:03d}", f"batch_{size}", (), ASSET) for n in range(self.count) for size in self.sizes
         ]

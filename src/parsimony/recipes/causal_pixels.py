@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from parsimony.assets.mnist import HELD_OUT, digits
+from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.errors import UserError
 from parsimony.methods.lossless.causal_pixels import CausalPixelsCodec
 from parsimony.models.causal_pixels import CausalPixels, IntegerPixels
@@ -28,8 +28,7 @@ def train(out: Path, inputs: dict[str, Path], data: str, reach: int, hidden: int
     UserError
         When its streams of a hundred digits held out take more than ``floor`` bits a pixel.
     """
-    images, _ = digits(inputs[data])
-    images = (images * 255).round().to(torch.uint8)
+    images = torch.from_numpy(pixels(inputs[data])[0])
     torch.manual_seed(seed)
     side = images.shape[1]
     network, rng = CausalPixels(side, reach, hidden), torch.Generator().manual_seed(seed)
@@ -46,7 +45,7 @@ def train(out: Path, inputs: dict[str, Path], data: str, reach: int, hidden: int
         place = torch.cat((F.one_hot(row, side), F.one_hot(column, side)), 1) * 255.0
         logits = network(torch.cat((around, place), 1))
         loss = F.cross_entropy(logits, training[image, row, column].long())
-        step(optimiser, loss, rate, n, updates)
+        step(network, loss, rate, n, updates, optimiser)
         if (n + 1) % 200 == 0:
             print(f"update {n + 1}/{updates}: {loss.item() / np.log(2):.3f} bits a pixel", flush=True)
     save_file(network.integers(), out / "pixels.safetensors")

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from parsimony.assets.mnist import HELD_OUT, digits
+from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.assets.photographs import crops
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
@@ -36,9 +36,9 @@ def of_digits(
     UserError
         When it needs more than ``floor`` bits a pixel for the digits held out.
     """
-    images, _ = digits(inputs[data])
+    images, _ = pixels(inputs[data])
     edge = (images.shape[1] - crop) // 2
-    images = (images[:, edge : edge + crop, edge : edge + crop] * 255).round().to(torch.uint8).numpy()
+    images = images[:, edge : edge + crop, edge : edge + crop].copy()
     learnt = learn(images[:-HELD_OUT], states, epochs, pseudocount, balanced, bins, seed)
     write(out, learnt, images[-HELD_OUT:], floor)
 
@@ -125,8 +125,7 @@ def chow_liu_pairs(out: Path, inputs: dict[str, Path], data: str, floor: float, 
     UserError
         When the streams of the digits held out take more than ``floor`` bits a pixel.
     """
-    images, _ = digits(inputs[data])
-    images = (images * 255).round().to(torch.uint8).numpy()
+    images, _ = pixels(inputs[data])
     x = images[:-HELD_OUT].reshape(-1, images[0].size)
     tree = HiddenChowLiuTree(rooted(chow_liu(mutual_information(x[:STRUCTURE], VALUES, bins)), x.shape[1], False), 1, 1)
     parent, variable = (array.numpy().astype(np.int32) for array in (tree.parent, tree.variable))

@@ -46,5 +46,5 @@ def judge_of(images: Tensor, classes: Tensor, updates: int, seed: int) -> Judge:
     for n in range(updates):
         at = torch.from_numpy(rng.integers(0, len(images), BATCH))
         moved = images[at].roll(tuple(int(m) for m in rng.integers(-2, 3, 2)), (1, 2))
-        step(optimiser, F.cross_entropy(network(moved), classes[at]), 2e-3, n, updates)
+        step(network, F.cross_entropy(network(moved), classes[at]), 2e-3, n, updates, optimiser)
     return network

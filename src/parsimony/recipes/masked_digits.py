@@ -50,7 +50,7 @@ def quantise(out: Path, inputs: dict[str, Path], data: str, judge: str, updates:
         through = z + (quantised - z).detach()
         loss = F.binary_cross_entropy_with_logits(network.decoder(through)[:, 0], x)
         loss = loss + F.mse_loss(quantised, z.detach()) + 0.25 * F.mse_loss(z, quantised.detach())
-        step(optimiser, loss, 2e-3, n, updates)
+        step(network, loss, 2e-3, n, updates, optimiser)
         used += torch.bincount(codes.flatten(), minlength=CODES)
         if n % 50 == 49 and n < updates // 2:
             dead = (used == 0).nonzero()[:, 0]

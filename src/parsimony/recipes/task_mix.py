@@ -189,7 +189,7 @@ def accuracies(folder: Path, mix: list[str], causal: bool, count: int = 40) -> d
         model.decoder = Decoder.load(folder)
     system = VerifyLoop(model) if causal else BlockSampler(model, TopK("low_confidence", 1))
     rng, asked = np.random.default_rng(0), {}
-    for source in dict.fromkeys(mix):
+    for source in mix:
         if source in MODULES:
             module = MODULES[source]
             asked |= {form: [(one, module.LENGTH) for one in module.requests(form, count)] for form in module.FORMS}

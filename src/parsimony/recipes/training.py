@@ -14,14 +14,15 @@ def schedule(n: int, updates: int) -> float:
     return min(1, (n + 1) / 50) * max(0.02, 0.5 + 0.5 * math.cos(math.pi * n / updates))
 
 
-def step(optimiser, loss: Tensor, rate: float, n: int, updates: int) -> None:
-    """One update with a warm-up and a cosine."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * schedule(n, updates)
-    optimiser.zero_grad()
+def step(network, loss: Tensor, rate: float, n: int, updates: int, *optimisers) -> None:
+    """One update of all parameters with a warm-up and a cosine; each belongs to one of the optimisers."""
+    network.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
-    optimiser.step()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * schedule(n, updates)
+        optimiser.step()
 
 
 def fit(network, loss: Callable[[], Tensor], updates: int, rate: float) -> None:
@@ -42,13 +43,7 @@ def fit(network, loss: Callable[[], Tensor], updates: int, rate: float) -> None:
     network.train()
     for n in range(updates):
         now = loss()
-        network.zero_grad()
-        now.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * schedule(n, updates)
-            optimiser.step()
+        step(network, now, rate, n, updates, *optimisers)
         if (n + 1) % 100 == 0:
             print(f"update {n + 1}/{updates}: loss {now.item():.4f}", flush=True)
     network.eval()
