@@ -160,17 +160,6 @@ def _use(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _use_gpus(count: int, locks: Path) -> list[str]:
-    """Hold so many GPUs, which are to give the same bits at every run where they can; torch's names for them."""
-    devices.lease(count, locks)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    return [f"cuda:{n}" for n in range(count)]
-
-
 class Folders(dict):
     """Folders by field; one that the configuration does not name is one clear sentence."""
 
@@ -191,7 +180,8 @@ class Bench:
     def __init__(self, plan: Plan, cell: Cell, places: Places, paths: dict[str, Path]):
         threads = provenance.threads(plan.timed(cell.id))
         _use(threads)
-        self.gpus = _use_gpus(ask(plan, cell.id)["gpu"], places.resources / ".gpus") if plan.gpu_gb else []
+        gpus = ask(plan, cell.id)["gpu"]
+        self.gpus = devices.use(gpus, places.resources / ".gpus") if gpus else []
         self.plan, self.cell, self.places, self.paths = plan, cell, places, paths
         self.points = cell.points
         self.method = plan.methods[cell.method]
@@ -225,9 +215,14 @@ class Bench:
 
     def _codec(self, point: str) -> dict:
         """All that another process needs to build the method at a point."""
-        params = self.method.params | self.method.points[point]
+        params = self._params(self.method, point)
         assets = {field: str(folder) for field, folder in self._folders(self.method).items()}
         return {"target": self.method.target, "params": params, "assets": assets}
+
+    def _params(self, method, point: str) -> dict:
+        """A method's settings at a point; a rehearsal is hasty where that is possible."""
+        hasty = method.hasty if self.plan.suite.scale == "rehearsal" else {}
+        return method.params | method.points[point] | hasty
 
     def _folders(self, method) -> dict[str, Path]:
         """Folders of the assets of a method for the cell's model, by field."""
@@ -239,7 +234,7 @@ class Bench:
     def _model(self, dtype: str):
         config = self.plan.models[self.cell.model]
         folder = self.paths[config.asset] if config.asset else None
-        large = config.architecture in ("decoder", "masked")  # others are small and stay on the processor
+        large = config.architecture in ("decoder", "masked", "seq2seq")  # others are small and stay on the processor
         placed = {"devices": self.gpus} if self.gpus and large else {}
         return locate(config.target).load(folder, dtype=dtype, **config.params, **placed)
 
@@ -264,7 +259,7 @@ class Bench:
     def _build_system(self, method: str, point: str, dtype: str):
         config = self.plan.methods[method]
         uses = {used: self.records[used] for used in config.uses if used in self.records}
-        built = instantiate(config.target, config.params | config.points[point])
+        built = instantiate(config.target, self._params(config, point))
         return built.build(self.model(dtype), Inputs(self._folders(config), uses))
 
     def stored(self, item: str, name: str) -> list[float]:
@@ -325,7 +320,7 @@ def _publish(plan, cell, places, benchmark, items: list[Item], shards: list[dict
             row = {"point": point, "params": settings[point], "item": "", "category": category, "metric": "items"}
             rows.append(common | row | {"value": math.nan, "unit": "", "status": "skipped", "reason": reason})
     dtype = plan.params(cell.benchmark).get("dtype", "several")
-    facts = provenance.facts(plan.root, cell, dtype, benchmark.timed, gpu=bool(plan.gpu_gb))
+    facts = provenance.facts(plan.root, cell, dtype, benchmark.timed, gpu=bool(ask(plan, cell.id)["gpu"]))
     facts |= devices.summed([shard.get("gpus") for shard in shards], benchmark.timed)
     records.publish(pa.Table.from_pylist(outputs, schema=OUTPUTS), places.outputs(cell.id), facts)
     records.publish(records.table_of(rows), places.records(cell.id), facts)

@@ -34,25 +34,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan_command(options) -> None:
     from parsimony.plan import make_plan
-    from parsimony.resources import ask
+    from parsimony.resources import ask, ask_recipe
 
     plan = make_plan(options.overrides)
     if options.format == "json":
         print(json.dumps(plan.as_json(), indent=1))
         return
+
+    def asked(ask_of, key: str) -> str:
+        """What a job asks for, where that was wanted."""
+        if not options.resources:
+            return ""
+        sizes = ask_of(plan, key)
+        return f"{sizes['gpu']:4} {sizes['mem_mb'] // 1000:4} {sizes['runtime'] // 60:5}  "
+
     print(f"suite {plan.name}: {plan.suite.title}\n\n{len(plan.cells)} cells")
     if options.resources:
-        print(f"  {'GPUs':>4} {'GB':>4} {'hours':>5}  what a cell asks of a cluster at its first attempt")
+        print(f"  {'GPUs':>4} {'GB':>4} {'hours':>5}  what a job asks of a cluster at its first attempt")
     for cell in plan.cells.values():
-        if options.resources:
-            asked = ask(plan, cell.id)
-            print(f"  {asked['gpu']:4} {asked['mem_mb'] // 1000:4} {asked['runtime'] // 60:5}  {cell.id}")
-        else:
-            print(f"  {cell.id}  [{', '.join(cell.points)}]")
+        print(f"  {asked(ask, cell.id)}{cell.id}  [{', '.join(cell.points)}]")
     print(f"\n{len(plan.assets)} assets")
     for key, version in plan.assets.items():
         hint = "" if plan.lock[key].locked else f"  (not locked: run `parsimony lock {key}`)"
-        print(f"  {key}  {plan.lock[key].source}  {version}{hint}")
+        print(f"  {asked(ask_recipe, key)}{key}  {plan.lock[key].source}  {version}{hint}")
 
 
 def asset_command(options) -> None:

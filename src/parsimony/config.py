@@ -85,7 +85,7 @@ class Method(Targeted):
     assets: dict[Key, dict[Key, Key]] = Field({}, description="model -> {field of the method: asset}")
     uses: list[Key] = Field([], description="benchmarks whose cell on the same model must be measured first")
     module: Key | None = Field(None, description="Python module it needs; its cells are skipped where that is missing")
-    hasty: Params = Field({}, description="overrides in tests, of codecs whose encoders fit a network for long")
+    hasty: Params = Field({}, description="overrides in tests and rehearsals, of encoders that fit a network for long")
 
     @model_validator(mode="after")
     def _points_override_params(self):
@@ -263,7 +263,14 @@ class Asset(Closed):
     params: Params = {}
     files: dict[str, LockedFile] = Field(min_length=1)
     rehearsal: Key | None = Field(None, description="small asset of the same form that stands in for it in a rehearsal")
+    gpus: int = Field(0, ge=0, description="GPUs that its recipe runs on")
+    hours: float = Field(1, gt=0, description="what its recipe asks of a cluster at its first attempt")
+    memory_gb: float | None = Field(None, gt=0, description="the same, where the weights of its inputs do not say it")
     note: str = ""
+
+    def content(self) -> dict:
+        """What decides which bytes arrive, as JSON values."""
+        return self.model_dump(mode="json", exclude={"note", "licence", "rehearsal", "gpus", "hours", "memory_gb"})
 
     @property
     def locked(self) -> bool:

@@ -1,4 +1,4 @@
-"""GPUs of this machine: a cell holds its own until its process ends, whoever else runs here."""
+"""GPUs of this machine: a job holds its own until its process ends, whoever else runs here."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def lease(count: int, folder: Path) -> list[str]:
     names = visible()
     if len(names) < count:
         raise UserError(
-            f"a cell asks for {count} GPU{'s' * (count > 1)}, and this process sees {len(names)}; run where there are "
-            "more, or go through the suite with small stand-ins: scale=rehearsal"
+            f"this job asks for {count} GPU{'s' * (count > 1)}, and this process sees {len(names)}; run where there "
+            "are more, or go through the suite with small stand-ins: scale=rehearsal"
         )
     folder.mkdir(parents=True, exist_ok=True)
     told = False
@@ -61,6 +61,22 @@ def lease(count: int, folder: Path) -> list[str]:
             time.sleep(POLL)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_held)
     return list(_held)
+
+
+def use(count: int, folder: Path) -> list[str]:
+    """`lease` GPUs that are to give the same bits at every run where they can; torch's names for them."""
+    lease(count, folder)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return held()
+
+
+def held() -> list[str]:
+    """Where networks of this process go: torch's names of the GPUs that it holds, or the processor."""
+    return [f"cuda:{n}" for n in range(len(_held))] or ["cpu"]
 
 
 @contextlib.contextmanager

@@ -99,9 +99,8 @@ class Plan:
             row = self.lock[key]
             made = row.source in ("generated", "trained")
             code = fingerprint.code_version(row.origin) if made else ""
-            content = row.model_dump(mode="json", exclude={"note", "licence", "rehearsal"})
             inputs = [self.asset_version(needed) for needed in row.requires]
-            self._asset_versions[key] = fingerprint.combine([content, code, inputs])
+            self._asset_versions[key] = fingerprint.combine([row.content(), code, inputs])
         return self._asset_versions[key]
 
     @cached_property
@@ -332,8 +331,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         )
     code = fingerprint.code_version(m.target, *(o.target for o in others), b.target, plan.models[model].target)
     settings = [
-        m.model_dump(mode="json", exclude={"points", "hasty"}) | {"points": {p: m.points[p] for p in points}},
-        [other.model_dump(mode="json", exclude={"hasty"}) for other in others if other is not m],
+        _settings(m, model) | {"points": {p: m.points[p] for p in points}},
+        [_settings(other, model) | {"points": other.points} for other in others if other is not m],
         [b.target, plan.params(benchmark)],
         [plan.models[model].model_dump(mode="json", exclude={"parameters"}), plan.suite.seed],
         [plan.asset_version(plan.played_by(key)) for key in allowed],
@@ -344,3 +343,9 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     version = fingerprint.combine([code, *settings])
     plan.cells[cell_id] = Cell(cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version)
     return cell_id
+
+
+def _settings(method: Method, model: str) -> dict:
+    """What a method's results on a model hang on, but for its points."""
+    settings = method.model_dump(mode="json", exclude={"points", "hasty", "assets"})
+    return settings | {"assets": method.assets.get(model, {})}

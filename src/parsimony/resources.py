@@ -12,6 +12,8 @@ from parsimony.plan import Plan
 
 BASE_GB = 3.0
 """Memory of Python, the libraries and the items."""
+RECIPE_GB = 6.0
+"""The same of a recipe, with what a small network's training needs."""
 COPIES = 2.5
 """Memory of a cell, as a multiple of its weights: a second dtype for a time, the cache, what a step needs."""
 CATEGORIES = 6
@@ -29,7 +31,8 @@ HOURS = (1, 4, 12, 24, 72, 168)
 def ask(plan: Plan, cell_id: str, attempt: int = 1) -> dict[str, int]:
     """``mem_mb``, ``runtime`` (minutes) and ``gpu`` of a cell at its attempt (from 1).
 
-    GPUs are asked for where the suite says how large its GPUs are: as many as hold the weights and a third more.
+    GPUs are asked for where the suite says how large its GPUs are: as many as hold the weights and a third more, and
+    none where a cell has no networks that were there before, as codecs have none that are worth one.
     """
     weights = weights_gb(plan, cell_id)
     memory = BASE_GB + COPIES * weights * (1 + _context(plan, cell_id) / 32768)
@@ -38,6 +41,17 @@ def ask(plan: Plan, cell_id: str, attempt: int = 1) -> dict[str, int]:
         "mem_mb": 1000 * _size(MEMORY, memory, attempt),
         "runtime": 60 * _size(HOURS, hours, attempt),
         "gpu": _gpus(plan, weights),
+    }
+
+
+def ask_recipe(plan: Plan, asset: str, attempt: int = 1) -> dict[str, int]:
+    """The same of the job that fetches or makes an asset; GPUs and hours as its row says."""
+    row = plan.lock[asset]
+    memory = row.memory_gb or RECIPE_GB + COPIES * sum(asset_gb(plan, key) for key in row.requires)
+    return {
+        "mem_mb": 1000 * _size(MEMORY, memory, attempt),
+        "runtime": 60 * _size(HOURS, row.hours, attempt),
+        "gpu": row.gpus,
     }
 
 
@@ -63,15 +77,17 @@ def sizes(plan: Plan, short: float) -> dict[str, list[str]]:
 
 
 def weights_gb(plan: Plan, cell_id: str) -> float:
-    """Gigabytes of the safetensors files of a cell's assets, as the lock knows them.
+    """Gigabytes of the weights among a cell's assets."""
+    return sum(asset_gb(plan, plan.played_by(key)) for key in plan.cells[cell_id].assets)
 
-    Of a model that is not locked yet, what its parameters take in 16 bits.
+
+def asset_gb(plan: Plan, key: str) -> float:
+    """Gigabytes of an asset's safetensors files, as the lock knows them; of a model whose files it does not know yet,
+    what its parameters take in 16 bits.
     """
-    cell, model = plan.cells[cell_id], plan.models[plan.cells[cell_id].model]
-    rows = {key: plan.lock[plan.played_by(key)] for key in cell.assets}
-    files = (item for row in rows.values() for item in row.files.items())
+    files = plan.lock[key].files.items()
     known = sum(file.size or 0 for name, file in files if name.endswith(".safetensors")) / 1e9
-    return known + 2 * (model.parameters or 0) * (model.asset in rows and not rows[model.asset].locked)
+    return known or next((2 * (model.parameters or 0) for model in plan.models.values() if model.asset == key), 0)
 
 
 def largest(value) -> int:
@@ -94,7 +110,7 @@ def _context(plan: Plan, cell_id: str) -> int:
 
 
 def _gpus(plan: Plan, weights: float) -> int:
-    return max(1, ceil(4 / 3 * weights / plan.gpu_gb)) if plan.gpu_gb else 0
+    return ceil(4 / 3 * weights / plan.gpu_gb) if plan.gpu_gb else 0
 
 
 def _size(offered: tuple[int, ...], needed: float, attempt: int) -> int:

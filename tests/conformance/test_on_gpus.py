@@ -12,6 +12,7 @@ from parsimony.methods.kv_cache.held import prefill
 from parsimony.methods.kv_cache.pie import Edit
 from parsimony.models.language import Language
 from parsimony.models.masked import Masked
+from parsimony.models.seq2seq import Seq2Seq
 
 USES = {
     "TextGenerator": lambda s, decoder: [s.generate(p, 12, np.random.default_rng(0)).tokens for p in prompts()],
@@ -34,7 +35,7 @@ POINTS = [
     (*pair, interface)
     for interface in USES
     for pair in pairs(interface)
-    if METHODS[pair[0]].architecture in ("decoder", "masked") and pair[0] not in PEERS
+    if METHODS[pair[0]].architecture in ("decoder", "masked", "seq2seq") and pair[0] not in PEERS
 ]
 FIRST = list({method: (method, point, interface) for method, point, interface in reversed(POINTS)}.values())
 
@@ -48,22 +49,23 @@ def gpus():
     return contextlib.nullcontext() if torch.cuda.is_available() else PretendGpus()
 
 
-def load(folder, devices) -> dict:
+def load(folder, other, devices) -> dict:
     with gpus():
         return {
+            "seq2seq": Seq2Seq.load(other, ["<end>"], "float32", devices),
             "decoder": Language.load(folder, ["<|im_end|>"], "float32", devices),
             "masked": Masked.load(folder, "<|im_start|>", ["<|im_end|>"], "float32", devices=devices),
         }
 
 
 @pytest.fixture(scope="session")
-def on_one(tiny_folder) -> dict:
-    return load(tiny_folder, "cuda")
+def on_one(tiny_folder, tiny_seq2seq) -> dict:
+    return load(tiny_folder, tiny_seq2seq.folder, "cuda")
 
 
 @pytest.fixture(scope="session")
-def on_two(tiny_folder) -> dict:
-    return load(tiny_folder, ("cuda:0", "cuda:0" if torch.cuda.device_count() == 1 else "cuda:1"))
+def on_two(tiny_folder, tiny_seq2seq) -> dict:
+    return load(tiny_folder, tiny_seq2seq.folder, ("cuda:0", "cuda:0" if torch.cuda.device_count() == 1 else "cuda:1"))
 
 
 def same_on(placed, models, inputs, method, point, interface):  # noqa: F811

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from pretend_gpus import PretendGpus
 
-from parsimony import cell, records
+from parsimony import cell, devices, records
 from parsimony.cell import Places, measure_item
 from parsimony.plan import make_plan
 
@@ -21,7 +21,9 @@ def test_an_item_is_measured_on_gpus_as_on_the_processor(cell_id, monkeypatch):
         pytest.skip("needs its rehearsal's records: snakemake --cores 2 --config suite=cluster scale=rehearsal")
     frame, _ = records.read(PLACES.records(cell_id))
     item = frame["item"].iloc[0]
-    monkeypatch.setattr(cell, "_use_gpus", lambda count, locks: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(cell, "ask", lambda plan, key: {"gpu": 2})
+    monkeypatch.setattr(devices, "use", lambda count, locks: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(devices, "held", lambda: ["cuda:0", "cuda:1"])
     monkeypatch.setattr(type(PLAN), "gpu_gb", 80.0)
     with PretendGpus():
         outcome = measure_item(PLAN, cell_id, item, PLACES)

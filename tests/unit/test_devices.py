@@ -43,7 +43,7 @@ def test_nobody_gets_a_gpu_that_another_holds_until_its_process_is_gone(holder, 
 
 
 def test_too_few_are_one_sentence(holder, tmp_path):
-    with pytest.raises(UserError, match="a cell asks for 4 GPUs, and this process sees 3; run where there are more"):
+    with pytest.raises(UserError, match="this job asks for 4 GPUs, and this process sees 3; run where there are more"):
         devices.lease(4, tmp_path)
 
 

@@ -9,6 +9,10 @@ rule asset:
     conda:
         "../../envs/parsimony.yaml"
     threads: 1  # small networks gain more from training side by side than from a second core
+    resources:
+        mem_mb=asked_by_recipe("mem_mb"),
+        runtime=asked_by_recipe("runtime"),
+        gpu=asked_by_recipe("gpu"),
     params:
         version=lambda wildcards: PLAN.assets[wildcards.asset],
     message:

@@ -9,7 +9,7 @@ sys.path.insert(0, SOURCE)
 from parsimony.errors import UserError
 from parsimony.plan import make_plan
 from parsimony.fingerprint import code_version
-from parsimony.resources import ask, sizes
+from parsimony.resources import ask, ask_recipe, sizes
 
 # `suite` names a suite, and `scale=rehearsal` goes through one of the published scale with small stand-ins; `set` holds
 # further overrides of the configuration, as `parsimony plan` takes them.
@@ -79,6 +79,13 @@ def one_of(keys):
 def asked(resource):
     """What a cell asks of a cluster, as Snakemake wants it."""
     return lambda wildcards, attempt: ask(PLAN, wildcards.cell, attempt)[resource]
+
+
+def asked_by_recipe(resource):
+    """What the recipe of an asset asks of a cluster."""
+    return lambda wildcards, attempt: ask_recipe(PLAN, wildcards.asset, attempt)[
+        resource
+    ]
 
 
 wildcard_constraints:

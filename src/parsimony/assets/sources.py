@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from parsimony import devices
 from parsimony.assets import hub
 from parsimony.assets.lock import write_row
 from parsimony.assets.store import Unavailable, compare, fetch, inside, sha256
@@ -100,6 +101,8 @@ def made(key: str, asset: Asset, out: Path, resources: Path, inputs: dict[str, P
         inspect.signature(function).bind(out, inputs, **asset.params)
     except TypeError as error:
         raise UserError(f"asset {key!r}: params do not fit {asset.origin}: {error}") from None
+    if asset.gpus:
+        devices.use(asset.gpus, resources / ".gpus")
     function(out, inputs, **asset.params)
 
 

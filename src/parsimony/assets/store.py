@@ -75,7 +75,7 @@ def _make(key: str, lock: dict[str, Asset], resources: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence, "row": _row(asset)}
+        facts = {"source": asset.source, "revision": asset.revision, "licence": asset.licence, "row": asset.content()}
         try:
             inputs = {name: load_path(name, lock, resources) for name in asset.requires}
             sources.SOURCES[asset.source](key, asset, partial, resources, inputs)
@@ -107,7 +107,7 @@ def verify(key: str, lock: dict[str, Asset], resources: Path) -> None:
         raise UserError(f"asset {key!r} is not in {resources}; run `parsimony {verb} {key}`") from None
     except ValueError:
         raise UserError(f"asset {key!r}: {folder / MANIFEST} is damaged; run `rm -r {folder}` and run again") from None
-    if manifest.get("row") != _row(lock[key]):
+    if manifest.get("row") != lock[key].content():
         raise UserError(f"asset {key!r} in {resources} was made from another lock row; run `parsimony asset {key}`")
     if "unavailable" in manifest:
         return
@@ -182,10 +182,6 @@ def _complete(folder: Path, asset: Asset) -> bool:
     """Whether a folder holds what today's lock row asks for."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        return manifest["row"] == _row(asset) and "files" in manifest
+        return manifest["row"] == asset.content() and "files" in manifest
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _row(asset: Asset) -> dict:
-    return asset.model_dump(mode="json", exclude={"note", "licence", "rehearsal"})

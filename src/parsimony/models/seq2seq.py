@@ -99,13 +99,13 @@ class EncoderDecoder(nn.Module):
     """The network; holds no state of a sequence (that is in the `CrossCache`).
 
     Decoding loops use it as they use `Decoder`: `prefill` encodes a source, `forward` runs target tokens behind the
-    cached ones, the first of which is `begin`.
+    cached ones, the first of which is `begin`.  Ids may come from anywhere; all that comes out is on `device`.
     """
 
     def __init__(self, config: Seq2SeqConfig, dropout: float = 0.0):
         super().__init__()
         c = self.config = config
-        self.dropout, self.begin = dropout, c.end
+        self.dropout, self.begin, self.device = dropout, c.end, torch.device("cpu")
         self.embedding = nn.Parameter(torch.randn(c.vocabulary, c.hidden) * c.hidden**-0.5)
         self.encoder = nn.ModuleList(Layer(c, cross=False) for _ in range(c.encoder_layers))
         self.decoder = nn.ModuleList(Layer(c, cross=True) for _ in range(c.decoder_layers))
@@ -113,11 +113,12 @@ class EncoderDecoder(nn.Module):
         self._rotations: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> EncoderDecoder:
-        """The network of a folder that `save` wrote, ready for inference."""
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, devices="cpu") -> EncoderDecoder:
+        """The network of a folder that `save` wrote, ready for inference on the first of ``devices``."""
         network = cls(Seq2SeqConfig(**json.loads((Path(folder) / "config.json").read_text())))
         network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-        return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        network.device = torch.device(devices if isinstance(devices, str) else devices[0])
+        return network.to(device=network.device, dtype=dtype).eval().requires_grad_(False)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write ``config.json`` and ``model.safetensors``, the weights rounded to ``dtype``."""
@@ -127,7 +128,7 @@ class EncoderDecoder(nn.Module):
 
     def cache(self, capacity: int, batch: int = 1) -> CrossCache:
         """An empty cache for this network."""
-        return CrossCache(self.config, batch, capacity, self.embedding.dtype, self.embedding.device)
+        return CrossCache(self.config, batch, capacity, self.embedding.dtype, self.device)
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, cache: CrossCache, *, want: str = "none") -> None:
@@ -179,7 +180,7 @@ class EncoderDecoder(nn.Module):
         """
         (B, T), start = ids.shape, 0 if cache is None else len(cache)
         if self.config.causal and T > 1:
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=ids.device).tril(start)
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=self.device).tril(start)
         x = self._embed(ids)
         for i, layer in enumerate(self.decoder):
             q, k, v = self._heads(layer.qkv(layer.norm(x)), 3)
@@ -211,7 +212,7 @@ class EncoderDecoder(nn.Module):
         return x.view(*x.shape[:2], parts, c.heads, c.hidden // c.heads).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return self._drop(F.embedding(ids, self.embedding) * self.config.hidden**0.5)
+        return self._drop(F.embedding(ids.to(self.device), self.embedding) * self.config.hidden**0.5)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
@@ -240,11 +241,11 @@ class Seq2Seq:
     stop: tuple[str, ...]
 
     @classmethod
-    def load(cls, folder: Path, stop, dtype: str, device: str = "cpu") -> Seq2Seq:
-        """Load weights in ``dtype`` ("float32", "bfloat16" or "float16")."""
+    def load(cls, folder: Path, stop, dtype: str, devices="cpu") -> Seq2Seq:
+        """Load weights in ``dtype`` ("float32", "bfloat16" or "float16") on the first of ``devices``."""
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        return cls(EncoderDecoder.load(folder, DTYPES[dtype], device), Path(folder), tuple(stop))
+        return cls(EncoderDecoder.load(folder, DTYPES[dtype], devices), Path(folder), tuple(stop))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -36,7 +36,7 @@ class GeneralizedAggressiveDecoding:
 
     def build(self, model: Seq2Seq, inputs: Inputs) -> VerifyLoop:
         """The shared loop with the drafter of the model's asset ``nat``, in the model's dtype."""
-        network = EncoderDecoder.load(inputs.assets["nat"], model.decoder.embedding.dtype)
+        network = EncoderDecoder.load(inputs.assets["nat"], model.decoder.embedding.dtype, [model.decoder.device])
         if network.config.vocabulary != model.decoder.config.vocabulary:
             raise UserError(
                 f"the drafter in {inputs.assets['nat']} has {network.config.vocabulary} tokens and the model "
@@ -56,7 +56,7 @@ class ToleratingLoop(VerifyLoop):
         if temperature:
             return super()._accept(rows, logits, draft, temperature, rng)
         n = accepted(draft.tokens, logits, self.beta, self.tau)
-        return torch.arange(n + 1), torch.cat((draft.tokens[:n], logits[n].argmax()[None]))
+        return torch.arange(n + 1), torch.cat((draft.tokens[:n], logits[n].argmax()[None].cpu()))
 
 
 def accepted(tokens: Tensor, logits: Tensor, beta: int, tau: float) -> int:
@@ -64,9 +64,9 @@ def accepted(tokens: Tensor, logits: Tensor, beta: int, tau: float) -> int:
 
     Among equal logits the token with the smaller index is the better one, as in an argmax.
     """
-    logits = logits[: len(tokens)]
+    logits, tokens = logits[: len(tokens)], tokens.to(logits.device)
     x = logits.gather(-1, tokens[:, None])  # [k, 1]
-    better = (logits > x) | (logits == x) & (torch.arange(logits.shape[1]) < tokens[:, None])
+    better = (logits > x) | (logits == x) & (torch.arange(logits.shape[1], device=logits.device) < tokens[:, None])
     passes = (better.sum(-1) < beta) & (logits.amax(-1) - x[:, 0] <= tau)
     return int(passes.long().cumprod(0).sum())
 
@@ -91,7 +91,7 @@ class BlockDrafter:
         if room < 1:
             return Draft.line(self.prefix[:0])
         ids = torch.cat((self.prefix, self.masks))
-        return Draft.line(self.network.decode(ids[None], self.memory)[0, -self.block :][:room].argmax(-1))
+        return Draft.line(self.network.decode(ids[None], self.memory)[0, -self.block :][:room].argmax(-1).cpu())
 
     def observe(self, rows: Tensor, logits: Tensor, path: Tensor, gained: Tensor) -> None:
         self.prefix = torch.cat((self.prefix, gained))

@@ -63,7 +63,7 @@ class BeamSearch:
         scores = torch.zeros(1)
         finished: list[tuple[float, Tensor]] = []
         for t in range(1, limit + 1):
-            logits = network.forward(y[:, -1:], cache)[:, -1]
+            logits = network.forward(y[:, -1:], cache)[:, -1].cpu()
             V = logits.shape[-1]
             total = (scores[:, None] + logits.float().log_softmax(-1)).flatten()  # [b V]
             best, flat = total.topk(min(2 * self.beam, len(total)))
