@@ -86,7 +86,7 @@ TEXTS = [("json", text) for text in JSON_TEXTS] + [("code", text) for text in CO
 
 @cache
 def language(name: str) -> Language:
-    return Language(name)
+    return Language.named(name)
 
 
 def parses(name: str, text: str) -> bool:
@@ -159,6 +159,6 @@ def test_texts_that_cannot(name, pieces):
 
 
 def test_grammars_are_read_with_their_terminals():
-    grammar, patterns, ignored = read(Language("json").text)
+    grammar, patterns, ignored = read(Language.named("json").text)
     assert ignored == {"BLANK"} and {"STRING", "NUMBER"} <= set(patterns)
     assert grammar.terminals == set(patterns) - ignored

@@ -124,7 +124,7 @@ def _parser(form: str):
 
     from parsimony.methods.diffusion.cfg_constrained import Language
 
-    return Lark(Language(form).text, parser="earley", lexer="basic")
+    return Lark(Language.named(form).text, parser="earley", lexer="basic")
 
 
 def tree(form: str, text: str):

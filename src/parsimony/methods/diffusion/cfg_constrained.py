@@ -7,6 +7,7 @@ the grammars here; the official code lets every use of an identifier be a keywor
 
 from __future__ import annotations
 
+import json
 import string
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from parsimony.interfaces import Cost, Generation, Inputs
+from parsimony.methods.diffusion import json_schema
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.methods.diffusion.grammar import Intersection, read
 from parsimony.methods.diffusion.partial import Partial, automaton, written
@@ -27,6 +29,8 @@ from parsimony.models.masked import Masked
 
 FOLDER = Path(__file__).parent / "grammars"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lark"))
+MARKS = ("<schema>", "</schema>")
+"""Between these a prompt holds the JSON schema that the answer has to follow."""
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
@@ -35,12 +39,25 @@ class Language:
 
     Parameters
     ----------
-    name : str
-        One of `NAMES`: a file in ``grammars`` (lark's notation).
+    text : str
+        In lark's notation.
     """
 
-    def __init__(self, name: str):
-        self.text = (FOLDER / f"{name}.lark").read_text()
+    def __init__(self, text: str):
+        self.text = text
+
+    @classmethod
+    def named(cls, name: str) -> Language:
+        """One of `NAMES`: a file in ``grammars``."""
+        return cls((FOLDER / f"{name}.lark").read_text())
+
+    @classmethod
+    def asked_for(cls, prompt: str) -> Language | None:
+        """The one that a prompt names in front of its first bar, or that of the schema between its marks, if any."""
+        name, schema = prompt.partition("|")[0], prompt.partition(MARKS[0])[2].partition(MARKS[1])[0]
+        if name in NAMES:
+            return cls.named(name)
+        return cls(json_schema.grammar(json.loads(schema))) if schema.strip() else None
 
     @cached_property
     def lexer(self) -> Lexer:
@@ -64,7 +81,8 @@ class Language:
 class CfgConstrained:
     """Static decoding in which no token is committed that makes the grammar's sentence impossible.
 
-    The grammar is the one that the prompt names in front of its first bar; a prompt that names none is decoded freely.
+    The grammar is the one that the prompt asks for (`Language.asked_for`); a prompt that asks for none is decoded
+    freely.  Texts are printable ASCII: no token with another character is committed under a grammar.
 
     Parameters
     ----------
@@ -107,16 +125,17 @@ class ConstrainedSampler:
             block,
         )
         self.max_resamples, self.constrain, self.complete = max_resamples, constrain, complete
-        self.languages: dict[str, Language] = {}
+        self.languages: dict[str, Language | None] = {}
         self.resamples = 0
         self.check_seconds = 0.0
 
     def language(self, prompt: Tensor) -> Language | None:
-        """The grammar that a prompt asks for."""
-        name = self.model.decode(prompt).partition("|")[0]
-        if name in NAMES and name not in self.languages:
-            self.languages[name] = Language(name)
-        return self.languages.get(name)
+        """The grammar that a prompt asks for; what has no schema of its own shares it with other prompts."""
+        text = self.model.decode(prompt)
+        key = text if MARKS[0] in text else text.partition("|")[0]
+        if key not in self.languages:
+            self.languages[key] = Language.asked_for(text)
+        return self.languages[key]
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """Answer of at most ``limit`` tokens."""

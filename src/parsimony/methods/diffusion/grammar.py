@@ -209,25 +209,22 @@ class Intersection:
         self.unit: list[list[int]] = [[] for _ in self.symbols]  # [B]: every A with A -> B
         self.left: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [B]: every (A, C) with A -> B C
         self.right: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [C]: every (A, B) with A -> B C
-        for symbol, bodies in grammar.rules.items():
-            head = self.number[symbol]
-            for body in bodies:
-                parts = [self.number[part] for part in body]
-                if len(parts) == 1:
-                    self.unit[parts[0]].append(head)
-                elif len(parts) == 2:
-                    self.left[parts[0]].append((head, parts[1]))
-                    self.right[parts[1]].append((head, parts[0]))
-        self.terminals = grammar.terminals
-        self.anything = self._derivations(grammar)
-
-    def _derivations(self, grammar: Grammar) -> dict[int, tuple[int, ...]]:
-        """How each symbol derives a word, by the first way found; of terminals and empty words: ()."""
         rules = [
             (self.number[head], [self.number[part] for part in body])
             for head, bodies in grammar.rules.items()
             for body in bodies
         ]
+        for head, parts in rules:
+            if len(parts) == 1:
+                self.unit[parts[0]].append(head)
+            elif len(parts) == 2:
+                self.left[parts[0]].append((head, parts[1]))
+                self.right[parts[1]].append((head, parts[0]))
+        self.terminals = grammar.terminals
+        self.anything = self._derivations(rules)
+
+    def _derivations(self, rules: list[tuple[int, list[int]]]) -> dict[int, tuple[int, ...]]:
+        """How each symbol derives a word, by the first way found; of terminals and empty words: ()."""
         found: dict[int, tuple[int, ...]] = dict.fromkeys([*map(self.number.get, self.terminals), *self.empty], ())
         while more := {head: tuple(body) for head, body in rules if head not in found and found.keys() >= set(body)}:
             found |= more

@@ -6,9 +6,11 @@ For each terminal four languages matter: its words, their prefixes, their suffix
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
+QUOTED = re.compile(r'"(\\.|[^\\\[\](){}*+?|.^$])*"')
 WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -120,7 +122,8 @@ class Lexing:
 
 
 class Lexer:
-    """All lexings of words; a keyword is not read as an identifier, nor may a letter follow it.
+    """All lexings of words; a keyword is not read as an identifier, nor a text in quotes that the grammar names as any
+    text, nor may a letter follow a keyword.
 
     Parameters
     ----------
@@ -192,5 +195,5 @@ def _torn(text: str, at: int) -> bool:
 
 
 def _literal(pattern: str) -> bool:
-    """Whether a regular expression is a keyword: letters, digits and underscores alone."""
-    return all(letter in WORD for letter in pattern)
+    """Whether a regular expression is a keyword (letters, digits and underscores alone) or one text in quotes."""
+    return all(letter in WORD for letter in pattern) or bool(QUOTED.fullmatch(pattern))
