@@ -302,6 +302,10 @@ QUANTITIES |= {
     "accuracy_gained_jpeg_trained": Quantity(
         "Right, trained on JPEG, more than on originals", "", "higher", ("right_gained_jpeg_trained",), "labelled"
     ),
+    "accuracy_small": Quantity("Right, small network", "", "higher", ("right_small",), "labelled"),
+    "accuracy_gained_small": Quantity(
+        "Right, small network, more than on originals", "", "higher", ("right_gained_small",), "labelled"
+    ),
     "agreement_with_clean": Quantity("Same class as the original", "", "higher", ("agrees",)),
     "kl_to_clean": Quantity("KL from the original", "nats", "lower", ("kl",)),
     "character_error_rate": Quantity("Character error rate", "", "lower", ("character_edits",), "characters"),
@@ -310,6 +314,9 @@ QUANTITIES |= {
     ),
     "word_errors_gained": Quantity(
         "Word errors more than on originals", "", "lower", ("word_edits_gained",), "reference_words"
+    ),
+    "word_error_rate_small": Quantity(
+        "Word error rate, small network", "", "lower", ("word_edits_small",), "reference_words"
     ),
     "ssim": Quantity("SSIM", "", "higher", ("ssim",)),
     "feature_similarity": Quantity("Deep similarity", "dB", "higher", ("feature_distance",), scale=decibels),

@@ -2,10 +2,13 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from parsimony.methods.diffusion import learn2pd
+from parsimony.methods.diffusion.learn2pd import Whole
+from parsimony.methods.diffusion.sampler import BlockSampler
 from parsimony.recipes import parallel_decoding as recipe
 from parsimony.recipes.task_mix import MASK
 
@@ -22,20 +25,25 @@ def network():
     return LlamaForCausalLM(config).eval()
 
 
-def asked(length: int) -> recipe.Questions:
+def asked(length: int, mask: int = MASK) -> recipe.Questions:
     torch.manual_seed(1)
-    return recipe.Questions(torch.randint(1, 40, (5, 6)), torch.tensor([0, 1, 0, 3, 2]), torch.full((5, length), MASK))
+    return recipe.Questions(torch.randint(2, 40, (5, 6)), torch.tensor([0, 1, 0, 3, 2]), torch.full((5, length), mask))
 
 
 @pytest.mark.parametrize("length", [32, 80])
-def test_the_oracle_ends_with_the_static_answer_in_no_more_passes_than_tokens(network, length):
-    questions = asked(length)
-    questions.answers = recipe.static_answers(network, questions)
-    assert not bool((questions.answers == MASK).any())
-    one = recipe.Questions(questions.prompts[2:3], questions.pads[2:3], questions.answers[2:3])
-    alone = recipe.static_answers(network, recipe.Questions(one.prompts, one.pads, torch.full_like(one.answers, MASK)))
-    assert torch.equal(alone, one.answers)  # padding and batch-mates change nothing
-    c, labels, whose = recipe.replay(network, questions)
+def test_the_oracle_ends_with_the_static_answer_in_no_more_passes_than_tokens(tiny_masked, length):
+    model = recipe.Reader(tiny_masked)
+    questions = asked(length, model.mask)
+    questions.answers = recipe.static_answers(model, questions)
+    assert not bool((questions.answers == model.mask).any())
+    for row in range(5):  # as the sampler answers each prompt without its padding
+        prompt, sampler = (
+            questions.prompts[row, questions.pads[row] :],
+            BlockSampler(tiny_masked, Whole(), recipe.BLOCK),
+        )
+        sampler.generate(prompt, length, np.random.default_rng(0))
+        assert torch.equal(torch.cat(sampler.strategy.tokens), questions.answers[row])
+    c, labels, whose = recipe.replay(model, questions)
     for row in range(5):
         mine = labels[whose == row]
         assert len(recipe.blocks(length)) <= len(mine) <= 2 * length
@@ -86,9 +94,11 @@ def test_the_filter_has_2112_parameters():
     assert learn2pd.logits(weights, torch.rand(3, 32)).shape == (3, 32)
 
 
-def test_answers_shorter_than_a_block_are_distilled_too(network):
-    questions = asked(5)
-    questions.answers = recipe.static_answers(network, questions)
-    c, labels, whose = recipe.replay(network, questions)
+def test_answers_shorter_than_a_block_are_distilled_too(network, tiny_masked):
+    model = recipe.Reader(tiny_masked)
+    questions = asked(5, model.mask)
+    questions.answers = recipe.static_answers(model, questions)
+    c, labels, whose = recipe.replay(model, questions)
     assert c.shape[1] == labels.shape[1] == learn2pd.BLOCK and not bool(labels[:, 5:].any())
+    questions = recipe.Questions(questions.prompts, questions.pads, torch.randint(1, 40, (5, 5)))
     assert torch.isfinite(recipe.forced(network, questions, 0, torch.rand(5, learn2pd.BLOCK) < 0.5, 2.0))

@@ -1,6 +1,7 @@
 """The encoder-decoder: incremental decoding equals full recomputation, and the cache can be cut."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def articles(tmp_path):
 
 def test_recipes_refuse_what_is_below_their_floor(articles, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "CHECKED", 2)
-    monkeypatch.setattr(recipes, "SHAPE", Seq2SeqConfig(280, 16, 2, 16, 1, 1))
+    monkeypatch.setattr(recipes, "SMALL", asdict(Seq2SeqConfig(280, 16, 2, 16, 1, 1)))
     training = {"updates": 2, "batch": 8, "rate": 0.001, "dropout": 0.1, "seed": 0}
     lexicon = {"lexicon": 5, "lexicon_seed": 0}
     with pytest.raises(UserError, match="the correction model keeps"):
@@ -164,7 +165,7 @@ def test_recipes_refuse_what_is_below_their_floor(articles, tmp_path, monkeypatc
 
 def test_a_recipe_gives_the_same_weights_again(articles, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "CHECKED", 1)
-    monkeypatch.setattr(recipes, "SHAPE", Seq2SeqConfig(280, 16, 2, 16, 1, 1))
+    monkeypatch.setattr(recipes, "SMALL", asdict(Seq2SeqConfig(280, 16, 2, 16, 1, 1)))
     weights = []
     for name in ("first", "second"):
         out = tmp_path / name

@@ -7,6 +7,7 @@ they can tell.
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 from parsimony.errors import UserError
@@ -40,6 +41,30 @@ ROWS = {
     "gsm8k": [
         {"question": f"Ann has {n} apples and buys {m} more. How many has she?", "answer": f"{n} + {m}\n#### {n + m}"}
         for n, m in ((2, 3), (4, 1), (5, 2), (7, 6))
+    ],
+    "json_mode": [
+        {
+            "instance_id": f"jsonschema_{n}",
+            "input": f"{name} is {n} years old and lives in {place}. Who is it?",
+            "output": json.dumps({"name": name, "age": n}),
+            "schema": json.dumps(
+                {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"},
+                        "age": {"type": "integer"},
+                        "city": {"enum": ["Oslo", "Rome"]},
+                    },
+                    "required": ["name", "age"],
+                }
+            ),
+        }
+        for n, (name, place) in enumerate((("Ann", "Oslo"), ("Ben", "Rome")), 30)
+    ],
+    "wmt14": [
+        {"translation": {"en": f"{name} lives in {place} .", "de": f"{name} wohnt in {place} ."}}
+        for name in ("Ann", "Ben", "Eva")
+        for place in ("Oslo", "Rome", "Bern")
     ],
     "math_500": [
         {"problem": f"What is $\\frac{{{n}}}{{2}}$?", "answer": f"\\frac{{{n}}}{{2}}", "unique_id": f"{n}"}
@@ -102,12 +127,93 @@ def rows(out: Path, inputs: dict[str, Path], data: str, files: list[str]) -> Non
         raise UserError(f"there are no rows of {data!r} to rehearse with; valid: {', '.join(ROWS)}")
     for name in files:
         if name.endswith(".parquet"):
-            import pyarrow as pa
-            from pyarrow import parquet
-
-            parquet.write_table(pa.Table.from_pylist(ROWS[data]), out / name)
+            _parquet(out / name, ROWS[data])
         else:
             (out / name).write_text("".join(json.dumps(row) + "\n" for row in ROWS[data]))
+
+
+def classifier(out: Path, inputs: dict[str, Path], kind: str) -> None:
+    """A random classifier of images of 1000 classes, "vit" or "resnet", with its preprocessing as published."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    sizes, prepared = {
+        "vit": (
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+            {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224},
+        ),
+        "resnet": (
+            {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+            {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875, "resample": 3, "size": 224,
+             "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        ),
+    }[kind]  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, num_labels=1000, **sizes)
+    AutoModelForImageClassification.from_config(config).save_pretrained(out)
+    (out / "preprocessor_config.json").write_text(json.dumps(prepared | {"do_normalize": True, "do_resize": True}))
+
+
+def listener(out: Path, inputs: dict[str, Path]) -> None:
+    """A random multilingual Whisper with a vocabulary of bytes."""
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer = _bytes(special)
+    tokenizer.save(str(out / "tokenizer.json"))
+    end, begin = map(tokenizer.token_to_id, special[:2])
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=tokenizer.get_vocab_size(), d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64,
+        encoder_attention_heads=2, decoder_attention_heads=2, decoder_ffn_dim=64, max_target_positions=32,
+        pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=begin,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(out)
+    settings = {"suppress_tokens": [begin], "begin_suppress_tokens": [end], "eos_token_id": end}
+    (out / "generation_config.json").write_text(json.dumps(settings))
+
+
+def pictures(
+    out: Path, inputs: dict[str, Path], column: str, shape: list[int], count: int, classes: int, files: list[str]
+) -> None:
+    """Smooth random pictures of a shape, with labels, as cells of `datasets`' kind ``Image``."""
+    import numpy as np
+    from PIL import Image
+
+    for seed, name in enumerate(files):
+        rng, found = np.random.default_rng(seed), []
+        for n in range(count):
+            coarse = rng.integers(0, 256, (4, 4, *shape[2:]), np.uint8)
+            file = BytesIO()
+            Image.fromarray(coarse).resize(shape[1::-1], Image.Resampling.BICUBIC).save(file, "PNG")
+            label = int(rng.integers(classes))
+            found.append({column: {"bytes": file.getvalue(), "path": f"{n}.png"}, "label": label})
+        _parquet(out / name, found)
+
+
+def recordings(out: Path, inputs: dict[str, Path], count: int, files: list[str]) -> None:
+    """A second of a tone each, with what is said, as cells of `datasets`' kind ``Audio``."""
+    import wave
+
+    import numpy as np
+
+    for name in files:
+        found = []
+        for n in range(count):
+            file = BytesIO()
+            with wave.open(file, "wb") as sound:
+                sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+                sound.writeframes((8000 * np.sin(np.arange(16_000) * (n + 1) / 20)).astype("<i2").tobytes())
+            found.append({"audio": {"bytes": file.getvalue(), "path": f"{n}.wav"}, "text": f"TONE NUMBER {n}"})
+        _parquet(out / name, found)
+
+
+def _parquet(file: Path, found: list[dict]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(found), file)
 
 
 def _bytes(special: list[str]):

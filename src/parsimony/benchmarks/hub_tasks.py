@@ -63,9 +63,9 @@ class Task:
     limit: int
 
 
-def requests(task: str, folder: Path, count: int, seed: int) -> list[tuple[int, Request]]:
-    """``count`` rows of a task, with their numbers; a smaller count takes the first ones of a larger."""
-    rows = list(_rows(folder / TASKS[task].file))
+def requests(task: str, folder: Path, count: int, seed: int, file: str = "") -> list[tuple[int, Request]]:
+    """``count`` rows of a task, or of another file of its form, with their numbers; fewer are the first of more."""
+    rows = list(_rows(folder / (file or TASKS[task].file)))
     order = np.random.default_rng([seed, *task.encode()]).permutation(len(rows))[:count]
     found = []
     for n in order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from parsimony import devices
 from parsimony.assets.mnist import HELD_OUT, pixels
 from parsimony.assets.photographs import crops
+from parsimony.benchmarks.hub_media import picture, rows
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
 from parsimony.methods.lossless.chow_liu import ChowLiu
@@ -39,7 +42,7 @@ def of_digits(
     images, _ = pixels(inputs[data])
     edge = (images.shape[1] - crop) // 2
     images = images[:, edge : edge + crop, edge : edge + crop].copy()
-    learnt = learn(images[:-HELD_OUT], states, epochs, pseudocount, balanced, bins, seed)
+    learnt = learn(images[:-HELD_OUT], states, epochs, pseudocount, balanced, bins, seed, BATCH, FOLD, STRUCTURE)
     write(out, learnt, images[-HELD_OUT:], floor)
 
 
@@ -60,42 +63,72 @@ def of_patches(
     cut = np.stack([squares[n, r : r + side, c : c + side] for n, r, c in at[np.argsort(at[:, 0], kind="stable")]])
     apart = cut[-HELD_OUT:]  # of the last pictures
     cut = rng.permutation(cut[:-HELD_OUT])
-    learnt = learn(shifted_colours(cut), states, epochs, pseudocount, balanced, bins, seed)
+    learnt = learn(shifted_colours(cut), states, epochs, pseudocount, balanced, bins, seed, BATCH, FOLD, STRUCTURE)
     write(out, learnt, apart, floor)
 
 
+def of_data_set(
+    out: Path, inputs: dict[str, Path], data: str, states: int, epochs: int, pseudocount: float, floor: float,
+    seed: int, balanced: bool = False, bins: int = 32, batch: int = 512, fold: int = 5000, structure: int = 10_000,
+):  # fmt: skip
+    """Learn a circuit of the grey images in ``train.parquet`` of a public data set.
+
+    Raises
+    ------
+    UserError
+        When it needs more than ``floor`` bits a pixel for the first images of ``test.parquet``.
+    """
+
+    def images(side: str, most: int | None) -> np.ndarray:
+        table = islice(rows(inputs[data] / f"{side}.parquet", ["image"]), most)
+        return np.stack([picture(row["image"], "L") for row in table])
+
+    train, test = images("train", None), images("test", HELD_OUT)
+    learnt = learn(train, states, epochs, pseudocount, balanced, bins, seed, batch, fold, structure)
+    write(out, learnt, test, floor)
+
+
 def learn(
-    images: np.ndarray, states: int, epochs: int, pseudocount: float, balanced: bool, bins: int, seed: int
-) -> tuple[HiddenChowLiuTree, tuple[int, ...]]:
+    images: np.ndarray, states: int, epochs: int, pseudocount: float, balanced: bool, bins: int, seed: int,
+    batch: int, fold: int, structure: int,
+) -> tuple[HiddenChowLiuTree, tuple[int, ...]]:  # fmt: skip
     """A circuit of images ([N, H, W] or [N, H, W, 3] uint8), and their shape.
+
+    Mutual information is that of the first ``structure`` images; the last ``fold`` stop the learning.
 
     Mini-batches move the parameters by half of what they ask for at first and by a twentieth in the last epoch; then
     the whole training side does, at full step, as long as the samples of the fold gain.
     """
-    x = images.reshape(len(images), -1)
-    edges = chow_liu(mutual_information(x[:STRUCTURE], VALUES, bins))
-    circuit = HiddenChowLiuTree(rooted(edges, x.shape[1], balanced), states, VALUES, seed)
-    x = torch.from_numpy(x.astype(np.int64))
-    train, fold = x[:-FOLD], x[-FOLD:]
+    x, where = images.reshape(len(images), -1), devices.held()[0]
+    edges = chow_liu(mutual_information(x[:structure], VALUES, bins))
+    circuit = HiddenChowLiuTree(rooted(edges, x.shape[1], balanced), states, VALUES, seed).to(where)
+    x = torch.from_numpy(x.astype(np.int64)).to(where)
+    learnt, apart = x[:-fold], x[-fold:].split(batch)
+    train = learnt.split(batch)
     rng = torch.Generator().manual_seed(seed)
-    for step in np.geomspace(0.5, 0.05, epochs):
-        total = 0.0
-        for batch in train[torch.randperm(len(train), generator=rng)].split(BATCH):
-            flows, found = circuit.flows([batch])
-            circuit.maximise(flows, pseudocount * len(batch) / len(train), step)
-            total += found
-        print(f"step {step:.3f}: {_bits(total, train):.4f} bits a value", flush=True)
-    best, kept = _apart(circuit, fold), circuit.state_dict()
-    while True:
-        flows, total = circuit.flows(train.split(BATCH))
-        circuit.maximise(flows, pseudocount, 1.0)
-        found = _apart(circuit, fold)
-        print(f"whole: {_bits(total, train):.4f} bits a value, fold {found:.4f}", flush=True)
-        if found > best - 5e-4:
-            break
-        best, kept = found, {name: p.clone() for name, p in circuit.state_dict().items()}
+    with torch.device(where):
+        for step in np.geomspace(0.5, 0.05, epochs):
+            total, order = 0.0, torch.randperm(len(learnt), generator=rng, device="cpu").to(where)
+            for some in learnt[order].split(batch):
+                flows, found = circuit.flows([some])
+                circuit.maximise(flows, pseudocount * len(some) / len(order), step)
+                total += found
+            print(f"step {step:.3f}: {_bits(total, train):.4f} bits a value", flush=True)
+        best, kept = _apart(circuit, apart), _copy(circuit)
+        while True:
+            flows, total = circuit.flows(train)
+            circuit.maximise(flows, pseudocount, 1.0)
+            found = _apart(circuit, apart)
+            print(f"whole: {_bits(total, train):.4f} bits a value, fold {found:.4f}", flush=True)
+            if found > best - 5e-4:
+                break
+            best, kept = found, _copy(circuit)
     circuit.load_state_dict(kept)
-    return circuit, images.shape[1:]
+    return circuit.cpu(), images.shape[1:]
+
+
+def _copy(circuit: HiddenChowLiuTree) -> dict[str, Tensor]:
+    return {name: p.clone() for name, p in circuit.state_dict().items()}
 
 
 def write(out: Path, learnt: tuple[HiddenChowLiuTree, tuple[int, ...]], apart: np.ndarray, floor: float) -> None:
@@ -109,12 +142,13 @@ def write(out: Path, learnt: tuple[HiddenChowLiuTree, tuple[int, ...]], apart: n
 
 
 @torch.no_grad()
-def _apart(circuit: HiddenChowLiuTree, x: Tensor) -> float:
-    return _bits(sum(circuit(batch).sum().item() for batch in x.split(BATCH)), x)
+def _apart(circuit: HiddenChowLiuTree, batches: tuple[Tensor, ...]) -> float:
+    return _bits(sum(circuit(batch).sum().item() for batch in batches), batches)
 
 
-def _bits(nats: float, x: Tensor) -> float:
-    return -nats / x.numel() / np.log(2)
+def _bits(nats: float, batches: tuple[Tensor, ...]) -> float:
+    """Bits a value of all values in the batches."""
+    return -nats / sum(batch.numel() for batch in batches) / np.log(2)
 
 
 def chow_liu_pairs(out: Path, inputs: dict[str, Path], data: str, floor: float, bins: int = 16):

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from parsimony import devices
 from parsimony.assets.photographs import crops
 from parsimony.errors import UserError
 from parsimony.methods.image.vae_codec import LatentCodec
@@ -53,7 +54,7 @@ def train(
         When a network is below its floor, or rates and qualities do not rise with lambda.
     """
     squares = torch.from_numpy(np.concatenate([crops(inputs[key], "train")[1] for key in data])).permute(0, 3, 1, 2)
-    pictures = squares.float() / 255
+    pictures = squares[:MOST_COMPONENTS].float() / 255
     settings, networks = dict(batch=batch, side=side, rate=rate), {}
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -68,7 +69,7 @@ def train(
             networks[f"rate_{r}_seed_0"] = fit(network, squares, lagrangian, tuning, 100 + r, **settings)
     arrays = {}
     for name, network in networks.items():
-        network.fold()
+        network.cpu().fold()
         arrays |= export(network, name)
     if K:
         arrays |= {f"gaussians.{key}": array for key, array in Tables.of_gaussians().arrays().items()}
@@ -86,6 +87,10 @@ def train(
             found += [(psnr, bits)] if seed == 0 else []
     if not (np.diff(np.array(found), axis=0) > 0).all():
         raise UserError(f"rates and qualities of the trade-offs do not rise with lambda: {found}")
+
+
+MOST_COMPONENTS = 256
+"""Squares from which networks take the components that they begin with."""
 
 
 @torch.no_grad()
@@ -116,6 +121,7 @@ def fit(network: CodecNetwork, squares: Tensor, lagrangian: float, updates: int,
         rate: float) -> CodecNetwork:  # fmt: skip
     """Minimise lambda 255^2 MSE + bits a pixel with Adam; the prior's quantiles are fitted by an Adam of their own."""
     rng, began = np.random.default_rng(seed), perf_counter()
+    network.to(devices.held()[0])
     torch.manual_seed(seed)
     quantiles = [network.prior.quantiles]
     weights = [p for name, p in network.named_parameters() if name != "prior.quantiles"]
@@ -124,7 +130,7 @@ def fit(network: CodecNetwork, squares: Tensor, lagrangian: float, updates: int,
     for n in range(updates):
         for group in optimiser.param_groups:
             group["lr"] = rate * schedule(n, updates)
-        x = drawn(squares, batch, side, rng)
+        x = drawn(squares, batch, side, rng).to(devices.held()[0])
         x_hat, bits = network(x)
         error, bits = 255**2 * (x - x_hat).square().mean(), bits / (batch * side * side)
         optimiser.zero_grad()

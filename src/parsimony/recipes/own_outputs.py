@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from parsimony import devices
 from parsimony.errors import UserError
 from parsimony.models.language import Language
 
@@ -59,7 +60,7 @@ def write(
     UserError
         When the answers miss one of the ``floors``: a corpus of stubs, of one answer, or of noise.
     """
-    language = Language.load(inputs[model], stop, "float32")
+    language = Language.load(inputs[model], stop, "float32", devices.held())
     articles = json.loads((inputs[text] / "summaries.json").read_text(encoding="utf-8")).values()
     subjects = sorted(a["title"] for a in articles if len(a["extract"]) < BENCHMARK_CHARACTERS)
     chosen = np.random.default_rng(seed).choice(len(subjects), prompts, replace=False)
@@ -102,7 +103,7 @@ def answer(language: Language, prompts: list[Tensor], limit: int) -> tuple[list[
     pads = longest - lengths
     ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
     cache = decoder.cache(longest + limit, len(prompts))
-    logits = decoder.prefill(ids, cache, pads=pads)[:, -1]
+    logits = decoder.prefill(ids, cache, pads=pads)[:, -1].cpu()
     steps, live, nats = [], [], torch.zeros(len(prompts))
     going = torch.ones(len(prompts), dtype=torch.bool)
     while going.any() and len(steps) < limit:
@@ -112,7 +113,7 @@ def answer(language: Language, prompts: list[Tensor], limit: int) -> tuple[list[
         live.append(going)
         going = going & ~torch.isin(token, stop)
         if going.any() and len(steps) < limit:
-            logits = decoder.forward(token[:, None], cache)[:, -1]
+            logits = decoder.forward(token[:, None], cache)[:, -1].cpu()
     table, written = torch.stack(steps, 1), torch.stack(live, 1).sum(1)
     return [row[:n] for row, n in zip(table, written.tolist(), strict=True)], float(nats.sum())
 

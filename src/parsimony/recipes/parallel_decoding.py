@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from parsimony import devices
+from parsimony.benchmarks import hub_tasks
 from parsimony.errors import UserError
 from parsimony.methods.diffusion.learn2pd import BLOCK
-from parsimony.recipes.task_mix import MASK, left_padded, requests, run
+from parsimony.models.masked import Masked
+from parsimony.recipes.task_mix import END, MASK, SPECIAL, requests, run
 
 GROUPS = 4
 """Groups of questions; answers of a group have one length."""
@@ -35,17 +39,50 @@ def answer(out: Path, inputs: dict[str, Path], model: str, mix: list[str], promp
     mix : list of str
         What the requests are of (`task_mix.KINDS`).
     """
-    network, tokenizer = load(inputs[model])
+    small, rng = Reader.load(inputs[model]), Random(seed + 1_000_003)
+    asked = []
+    for n in range(GROUPS):
+        texts, _, length = requests(mix[n % len(mix)], prompts // GROUPS, rng)
+        asked.append(Questions.of([small.model.encode(text) for text in texts], length, small))
+    write(out, small, asked)
+
+
+def answer_published(
+    out: Path, inputs: dict[str, Path], model: str, data: str, mask: str, stop: list, dtype: str, task: str, rows: str,
+    limit: int, prompts: int, seed: int,
+):  # fmt: skip
+    """The same of a model of the hub, to rows that a public data set has for training.
+
+    Parameters
+    ----------
+    mask, stop, dtype
+        As of `Masked.load`; what is learnt from the confidences is bound to the dtype.
+    data, rows, task : str
+        The set and its file with rows for training; and how one is asked, of `hub_tasks.TASKS`.
+    limit : int
+        Tokens of an answer.
+    """
+    large, asked = Reader.load(inputs[model], mask, stop, dtype), []
+    for _, request in hub_tasks.requests(task, inputs[data], prompts, seed, rows):
+        said = [{"role": "user", "content": request.prompt}]
+        asked.append(large.model.encode(large.model.tokenizer.chat(said)))
+    write(out, large, [Questions.of(asked[n::GROUPS], limit, large) for n in range(GROUPS)])
+
+
+def write(out: Path, model: Reader, groups: list[Questions]) -> None:
+    """Answer all groups and write them down."""
     found = {}
-    for n, asked in enumerate(questions(tokenizer, mix, prompts, seed)):
-        asked.answers = static_answers(network, asked)
+    for n, asked in enumerate(groups):
+        asked.answers = static_answers(model, asked)
         found |= {f"{name}.{n}": tensor.int() for name, tensor in vars(asked).items()}
+        print(f"group {n + 1}/{len(groups)} is answered", flush=True)
     save_file(found, out / "answers.safetensors")
 
 
 def train_filter(
-    out: Path, inputs: dict[str, Path], model: str, answers: str, updates: int, rate: float, floor: float, seed: int
-):
+    out: Path, inputs: dict[str, Path], model: str, answers: str, updates: int, rate: float, floor: float, seed: int,
+    mask: str = SPECIAL[MASK], stop: Sequence[str] = (SPECIAL[END],), dtype: str = "float32",
+):  # fmt: skip
     """Learn2PD's filter: replay each static answer with the oracle, and learn which positions it would commit.
 
     In each pass of the replay the label of a position is whether its prediction (or the token that stands there) is
@@ -56,7 +93,7 @@ def train_filter(
     Parameters
     ----------
     answers : str
-        What `answer` has made with the same model.
+        What `answer` or `answer_published` has made with the same model, of these ``mask``, ``stop`` and ``dtype``.
     floor : float
         Least accuracy of the filter on records of held-out prompts.
 
@@ -66,11 +103,11 @@ def train_filter(
         When it is below the floor.
     """
     torch.manual_seed(seed)
-    network, _ = load(inputs[model])
+    reader = Reader.load(inputs[model], mask, stop, dtype)
     train, held = [], []
     for asked in answered(inputs[answers]):
         learnt = int(len(asked.prompts) * (1 - HELD_OUT))
-        c, labels, whose = replay(network, asked)
+        c, labels, whose = replay(reader, asked)
         train.append((c[whose < learnt], labels[whose < learnt]))
         held.append((c[whose >= learnt], labels[whose >= learnt]))
     c, labels = (torch.cat(part) for part in zip(*train, strict=True))
@@ -119,10 +156,8 @@ def distil(
         When more is left.
     """
     torch.manual_seed(seed)
-    network, _ = load(inputs[model])
-    groups = answered(inputs[answers])
-    network.requires_grad_(False)
-    added = add_lora(network, rank)
+    network = load(inputs[model]).requires_grad_(False)
+    groups, added = answered(inputs[answers]), add_lora(network, rank)
     optimiser = torch.optim.AdamW(added, lr=rate, weight_decay=0.01)
     rng, (before, known) = np.random.default_rng(seed), entropies(network, groups)
     for n in range(updates):
@@ -152,14 +187,13 @@ def distil(
 
 
 def load(folder: Path):
-    """The network for training and its tokenizer."""
-    from tokenizers import Tokenizer
+    """A small network of this project, for training."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     network = LlamaForCausalLM(LlamaConfig(**json.loads((folder / "config.json").read_text())))
     weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     network.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
-    return network.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return network.eval()
 
 
 @dataclass
@@ -170,24 +204,48 @@ class Questions:
     pads: Tensor
     answers: Tensor
 
+    @classmethod
+    def of(cls, prompts: list[Tensor], length: int, model: Reader) -> Questions:
+        """Nothing is answered yet; prompts are [T] each."""
+        widest = max(map(len, prompts))
+        pads = torch.tensor([widest - len(ids) for ids in prompts])
+        ids = torch.stack([F.pad(ids, (widest - len(ids), 0)) for ids in prompts])
+        return cls(ids, pads, torch.full((len(ids), length), model.mask))
+
     def at(self, rows: Tensor) -> Questions:
         """Some of them."""
         return Questions(self.prompts[rows], self.pads[rows], self.answers[rows])
 
     def logits(self, network, answers: Tensor) -> Tensor:
-        """Logits [n, L, V] of the answers' positions where they are ``answers``; the mask token's are -inf."""
+        """Logits [n, L, V] of the answers' positions where they are ``answers``, of a small network in training."""
         ids = torch.cat((self.prompts, answers), 1)
         logits = run(network, ids, self.pads, causal=False, last=answers.shape[1])
         return logits.index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
-def questions(tokenizer, mix: list[str], count: int, seed: int) -> list[Questions]:
-    """``count`` requests in `GROUPS`, the kinds in turns."""
-    rng, groups = Random(seed + 1_000_003), []
-    for n in range(GROUPS):
-        texts, _, length = requests(mix[n % len(mix)], count // GROUPS, rng)
-        groups.append(Questions(*left_padded(tokenizer, texts), torch.full((len(texts), length), MASK)))
-    return groups
+class Reader:
+    """A masked model that is read and not trained."""
+
+    def __init__(self, model: Masked):
+        self.model, self.mask = model, model.mask_id
+
+    @classmethod
+    def load(cls, folder: Path, mask: str = SPECIAL[MASK], stop=(SPECIAL[END],), dtype: str = "float32") -> Reader:
+        """As `Masked.load`, on the GPUs that this process holds."""
+        return cls(Masked.load(folder, mask, stop, dtype, devices=devices.held()))
+
+    def read(self, asked: Questions, answers: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        """Predictions [n, B] for a block where the answers are ``answers``, and probabilities [n, B] of what stands.
+
+        What stands at a position is its token or, at a mask, its prediction, which is never the mask itself.
+        """
+        decoder, ids = self.model.decoder, torch.cat((asked.prompts, answers), 1)
+        hidden = decoder.forward(ids, decoder.cache(ids.shape[1], len(ids)), pads=asked.pads, want="hidden")
+        logits = decoder.logits(hidden[:, -answers.shape[1] :][:, block]).float()
+        logits[..., self.mask] = -torch.inf
+        probs, here = logits.softmax(-1), answers[:, block].to(logits.device)
+        tokens = probs.argmax(-1).where(here == self.mask, here)
+        return tokens.cpu(), probs.gather(-1, tokens[..., None])[..., 0].cpu()
 
 
 def answered(folder: Path) -> list[Questions]:
@@ -203,42 +261,40 @@ def blocks(length: int) -> list[slice]:
 
 
 @torch.no_grad()
-def static_answers(network, asked: Questions) -> Tensor:
+def static_answers(model: Reader, asked: Questions) -> Tensor:
     """Answers [n, L] block by block, one token a pass, the most confident first."""
     done = []
     for rows in torch.arange(len(asked.prompts)).split(BATCH):
         mine = asked.at(rows)
         for block in blocks(mine.answers.shape[1]):
             for _ in range(block.stop - block.start):
-                p, tokens = mine.logits(network, mine.answers)[:, block].softmax(-1).max(-1)
+                tokens, p = model.read(mine, mine.answers, block)
                 here = mine.answers[:, block]
-                best = p.where(here == MASK, torch.tensor(-1.0)).argmax(-1, keepdim=True)
+                best = p.where(here == model.mask, torch.tensor(-1.0)).argmax(-1, keepdim=True)
                 mine.answers[:, block] = here.scatter(1, best, tokens.gather(1, best))
         done.append(mine.answers)
     return torch.cat(done)
 
 
 @torch.no_grad()
-def replay(network, asked: Questions) -> tuple[Tensor, Tensor, Tensor]:
+def replay(model: Reader, asked: Questions) -> tuple[Tensor, Tensor, Tensor]:
     """The oracle's passes: confidences [N, 32], labels [N, 32] and the prompt [N] of each record."""
     records: list[tuple[Tensor, Tensor, Tensor]] = []
     for block in blocks(asked.answers.shape[1]):
         for at in torch.arange(len(asked.prompts)).split(BATCH):
             now = asked.answers[at].clone()
-            now[:, block.start :] = MASK
+            now[:, block.start :] = model.mask
             before = torch.full_like(now[:, block], -1)
             while len(at):
                 mine = asked.at(at)
                 wanted, here = mine.answers[:, block], now[:, block]
-                probs = mine.logits(network, now)[:, block].softmax(-1)
-                tokens = probs.argmax(-1).where(here == MASK, here)
-                c = probs.gather(-1, tokens[..., None])[..., 0]
+                tokens, c = model.read(mine, now, block)
                 right = tokens == wanted
                 beyond = (0, BLOCK - wanted.shape[1])  # of a short last block
                 records.append((F.pad(c, beyond), F.pad(right.float(), beyond), at))
                 stuck = (tokens == before).all(1, keepdim=True)
                 now[:, block] = wanted.where(right | stuck, here)
-                left = (now[:, block] == MASK).any(1)
+                left = (now[:, block] == model.mask).any(1)
                 at, now, before = at[left], now[left], tokens[left]
     return tuple(torch.cat(part) for part in zip(*records, strict=True))
 

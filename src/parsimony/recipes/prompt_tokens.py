@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from parsimony import devices
 from parsimony.errors import UserError
 from parsimony.methods.autoregressive.medusa_heads import Heads
 from parsimony.methods.autoregressive.prompt_tree import behind
@@ -19,6 +20,8 @@ from parsimony.recipes.own_outputs import read
 
 RANKS = 10
 """Guesses of one prompt token whose accuracies are calibrated."""
+KEPT = 256
+"""Conversations whose keys and values are kept from epoch to epoch: 7 MB each of SmolLM2, 50 of an 8B model."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def train(
 
     torch.manual_seed(seed)
     net = LlamaForCausalLM.from_pretrained(inputs[model], dtype=torch.float32).eval().requires_grad_(False)
+    net.to(devices.held()[0])
     tokenizer = AutoTokenizer.from_pretrained(inputs[model], local_files_only=True)
     rollouts = [Rollout(torch.cat(pair), len(pair[0])) for pair in read(inputs[outputs])]
     rollouts = [rollout for rollout in rollouts if len(rollout.ids) - rollout.begin > prompts]
@@ -90,7 +94,8 @@ def train(
 
     text = initial(net, tokenizer, prompts, ensemble)
     kinds = {"text": text, "random": torch.randn_like(text) * net.get_input_embeddings().weight.std()}
-    heads = Heads(torch.zeros(prompts, text.shape[-1], text.shape[-1]), torch.zeros(prompts, text.shape[-1]))
+    width = text.shape[-1]
+    heads = Heads(torch.zeros(prompts, width, width), torch.zeros(prompts, width)).to(text.device)
     kinds["trained"], loss = fit(net, text, rest, cuts, epochs, lr, decay, seed, heads)
     acc, nats = calibrate(net, kinds, test, 2 * cuts, decay, seed, heads)
 
@@ -104,8 +109,9 @@ def train(
     columns = {f"vectors.{kind}": vectors.contiguous() for kind, vectors in kinds.items()}
     columns |= {f"acc.{kind}": table for kind, table in acc.items()}
     columns |= {"loss": torch.tensor(loss), "held_out_loss": torch.tensor([nats["text"], nats["trained"]])}
-    save_file(columns, out / "prompt_tokens.safetensors")
-    save_file({name: weight.bfloat16() for name, weight in heads.state_dict().items()}, out / "heads.safetensors")
+    save_file({name: column.cpu() for name, column in columns.items()}, out / "prompt_tokens.safetensors")
+    weights = {name: weight.bfloat16().cpu() for name, weight in heads.state_dict().items()}
+    save_file(weights, out / "heads.safetensors")
 
 
 def initial(net, tokenizer, m: int, e: int) -> Tensor:
@@ -126,7 +132,7 @@ def fit(net, vectors: Tensor, rollouts: list[Rollout], cuts: int, epochs: int, l
         groups.append({"params": list(heads.parameters()), "lr": lr / 10})  # matrices; 1e-2 is for embeddings
     optimiser = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(rollouts))
-    losses, real_of = [], functools.cache(lambda n: Real.read(net, rollouts[n].ids))  # about 7 MB each
+    losses, real_of = [], functools.lru_cache(KEPT)(lambda n: Real.read(net, rollouts[n].ids))
     for _ in range(epochs):
         for n in rng.permutation(len(rollouts)).tolist():
             at, real = rollouts[n].cuts(len(vectors), cuts, rng), real_of(n)
@@ -156,7 +162,7 @@ def calibrate(net, kinds: dict[str, Tensor], rollouts: list[Rollout], cuts: int,
         at = rollout.cuts(m, cuts, rng)
         real = Real.read(net, rollout.ids)
         where = ahead(at, m)
-        teacher, said = net.lm_head(real.hidden[where]), rollout.ids[where + 1]
+        teacher, said = net.lm_head(real.hidden[where]), rollout.ids[where + 1].to(net.device)
         for kind in right:
             logits = net.lm_head(heads(real.hidden[at - 1])) if kind == "heads" else None
             logits = guesses(net, real, kinds[kind], at) if logits is None else logits
@@ -181,7 +187,9 @@ class Real:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        hidden = net.model(input_ids=ids[None], past_key_values=cache, use_cache=True).last_hidden_state[0]
+        hidden = net.model(input_ids=ids[None].to(net.device), past_key_values=cache, use_cache=True).last_hidden_state[
+            0
+        ]
         return cls([(layer.keys, layer.values) for layer in cache.layers], hidden)
 
 
@@ -198,8 +206,8 @@ def guesses(net, real: Real, vectors: Tensor, cuts: Tensor) -> Tensor:
     from transformers import DynamicCache
 
     m, e, _ = vectors.shape
-    which, where, seen = behind(cuts, m, e, len(real.hidden))
-    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[None, None]
+    which, where, seen = (each.to(net.device) for each in behind(cuts, m, e, len(real.hidden)))
+    mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)[None, None]
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(real.layers):
         cache.update(keys, values, layer)
@@ -219,4 +227,4 @@ def distance(teacher: Tensor, student: Tensor, decay: float) -> Tensor:
     """Mean over cut points of (1/m) sum_i decay^(i-1) KL(teacher_i || student_i), in nats; logits are [K, m, V]."""
     p, q = teacher.log_softmax(-1), student.log_softmax(-1)
     nats = (p.exp() * (p - q)).sum(-1)  # [K, m]
-    return (nats * decay ** torch.arange(nats.shape[1])).mean()
+    return (nats * decay ** torch.arange(nats.shape[1], device=nats.device)).mean()

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parsimony import devices
 from parsimony.benchmarks.correction import Correction
+from parsimony.benchmarks.hub_translation import pairs_of
 from parsimony.benchmarks.sentences import Lexicon, corrupt, sentences, word_edits
 from parsimony.errors import UserError
 from parsimony.interfaces import Inputs
@@ -25,10 +27,15 @@ from parsimony.models.seq2seq import EncoderDecoder, Seq2Seq, Seq2SeqConfig
 
 SPECIAL = ["<end>", "<unknown>", "<pad>"]
 SMOOTHING = 0.1
+LONGEST = 80
+"""Words of a sentence of a corpus of translations."""
 CHECKED = 150
 """Held-out sentences on which a quality floor is checked."""
 
-SHAPE = Seq2SeqConfig(vocabulary=2000, hidden=128, heads=4, inner=512, encoder_layers=3, decoder_layers=2)
+SMALL = {"vocabulary": 2000, "hidden": 128, "heads": 4, "inner": 512, "encoder_layers": 3, "decoder_layers": 2}
+"""`Seq2SeqConfig` of what is trained in minutes."""
+CORPUS = 200_000
+"""Texts at most that a tokenizer is trained on."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,37 @@ def correction(out: Path, inputs: dict[str, Path], text: str, copied: float, lef
     def pairs(texts: list[str], rng) -> tuple[list[str], list[str]]:
         return [corrupt(each, float(rng.choice(rates)), rng) for each in texts], texts
 
-    _learn(out, learnt, learnt, pairs, training)
-    rng = np.random.default_rng(training.seed)
+    _learn(out, learnt, learnt, pairs, training, SMALL)
+    _check_correction(out, held, copied, left, training.seed)
+
+
+def correction_published(
+    out: Path, inputs: dict[str, Path], data: str, files: list[str], side: str, shape: dict, text: str, copied: float,
+    left: float, **settings,
+):  # fmt: skip
+    """The same from one side of a corpus of translations, checked on the sentences of ``text`` that are held out.
+
+    Parameters
+    ----------
+    data, files, side : str
+        Asset, its files in Parquet, and the language.
+    shape : dict
+        Of the network, fields of `Seq2SeqConfig`.
+    """
+    training = Training(**settings)
+    learnt = [pair[side] for pair in pairs_of(inputs[data], files) if len(pair[side].split()) <= LONGEST]
+    rates = list(Correction.rates.values())
+
+    def pairs(texts: list[str], rng) -> tuple[list[str], list[str]]:
+        return [corrupt(each, float(rng.choice(rates)), rng) for each in texts], texts
+
+    _learn(out, learnt, learnt[:CORPUS], pairs, training, shape)
+    _check_correction(out, sentences(inputs[text])[1], copied, left, training.seed)
+
+
+def _check_correction(out: Path, held: list[str], copied: float, left: float, seed: int) -> None:
+    """Raise a `UserError` when the model in ``out`` is below the floor of `correction`."""
+    rng = np.random.default_rng(seed)
     clean = held[:CHECKED]
     damaged = [corrupt(each, 0.1, rng) for each in clean]
     same = np.mean([a == b for a, b in zip(_outputs(out, clean), clean, strict=True)])
@@ -89,8 +125,45 @@ def translation(
     """
     training, (learnt, held) = Training(**settings), sentences(inputs[text])
     pairs = _translated(Lexicon(learnt, lexicon, lexicon_seed))
-    _learn(out, learnt, learnt + pairs(learnt)[1], pairs, training)
-    source, wanted = pairs(held[:CHECKED])
+    _learn(out, learnt, learnt + pairs(learnt)[1], pairs, training, SMALL)
+    _check_translation(out, *pairs(held[:CHECKED]), errors)
+
+
+def translation_published(
+    out: Path, inputs: dict[str, Path], data: str, files: list[str], test: str, languages: list[str], shape: dict,
+    errors: float, **settings,
+):  # fmt: skip
+    """A model that translates between two languages of a corpus; otherwise like `translation`.
+
+    Parameters
+    ----------
+    data, files, test : str
+        Asset, its files in Parquet to learn from, and the one on which the floor is checked.
+    languages : list of str
+        Source and target.
+    shape : dict
+        Of the network, fields of `Seq2SeqConfig`.
+    """
+    training, learnt = Training(**settings), _parallel(inputs[data], files, languages)
+    _learn(out, learnt, [text for pair in learnt[: CORPUS // 2] for text in pair], _sides, training, shape)
+    _check_translation(out, *_sides(_parallel(inputs[data], [test], languages)[:CHECKED]), errors)
+
+
+def _parallel(folder: Path, files: list[str], languages: list[str]) -> list[tuple[str, str]]:
+    """Pairs of sentences with at most `LONGEST` words each."""
+    first, second = languages
+    found = ((pair[first], pair[second]) for pair in pairs_of(folder, files))
+    return [pair for pair in found if all(0 < len(text.split()) <= LONGEST for text in pair)]
+
+
+def _sides(pairs: list[tuple[str, str]], rng=None) -> tuple[list[str], list[str]]:
+    """Sources and targets."""
+    sources, targets = zip(*pairs, strict=True)
+    return list(sources), list(targets)
+
+
+def _check_translation(out: Path, source: list[str], wanted: list[str], errors: float) -> None:
+    """Raise a `UserError` when the model in ``out`` is below the floor of `translation`."""
     rate = sum(map(word_edits, _outputs(out, source), wanted)) / sum(len(each.split()) for each in wanted)
     print(f"word error rate: {rate:.3f}", flush=True)
     if rate > errors:
@@ -124,20 +197,38 @@ def drafter(
     UserError
         When the drafter is below the floor.
     """
-    training, (learnt, held) = Training(**settings), sentences(inputs[text])
+    learnt, held = sentences(inputs[text])
     pairs = _translated(Lexicon(learnt, lexicon, lexicon_seed))
-    teacher = Seq2Seq.load(inputs[model], SPECIAL[:1], "float32")
+    _draft(out, inputs[model], learnt, pairs, held[:CHECKED], block, gained, Training(**settings))
+
+
+def drafter_published(
+    out: Path, inputs: dict[str, Path], data: str, files: list[str], test: str, languages: list[str], model: str,
+    block: int, gained: float, **settings,
+):  # fmt: skip
+    """The same for a model of `translation_published`, from the same corpus."""
+    learnt = _parallel(inputs[data], files, languages)
+    held = _sides(_parallel(inputs[data], [test], languages)[:CHECKED])[0]
+    _draft(out, inputs[model], learnt, _sides, held, block, gained, Training(**settings))
+
+
+def _draft(
+    out: Path, model: Path, learnt: list, pairs: Callable, held: list[str], block: int, gained: float,
+    training: Training,
+) -> None:  # fmt: skip
+    """Train and save a drafter, and raise a `UserError` when it is below its floor."""
+    teacher = Seq2Seq.load(model, SPECIAL[:1], "float32")
     torch.manual_seed(training.seed)
     network = EncoderDecoder(replace(teacher.decoder.config, causal=False), training.dropout)
     network.load_state_dict(teacher.decoder.state_dict())
     rng = np.random.default_rng(training.seed)
 
     def loss(source: Tensor, target: Tensor, progress: float) -> Tensor:
-        slots, masked = blocks(target, network.config, block, rng)
+        slots, masked = (each.to(target.device) for each in blocks(target.cpu(), network.config, block, rng))
         with torch.no_grad():
             wrong = (network.teach(source, slots).argmax(-1) != target) & masked
         count = (wrong.sum(1) * (0.5 - 0.2 * progress)).long()
-        rank = torch.where(masked, torch.rand(masked.shape), 2.0).argsort(1).argsort(1)
+        rank = torch.where(masked, torch.rand(masked.shape, device=masked.device), 2.0).argsort(1).argsort(1)
         revealed = masked & (rank < count[:, None])
         logits = network.teach(source, torch.where(revealed, target, slots))
         rest = masked & ~revealed
@@ -146,7 +237,7 @@ def drafter(
     _fit(network, _batches(teacher.tokenizer.backend, learnt, pairs, training), loss, training)
     network.save(out)
     loop = GeneralizedAggressiveDecoding(10).build(teacher, Inputs({"nat": out}))
-    costs = [loop.generate(teacher.encode(each), 200, rng).cost for each in held[:CHECKED]]
+    costs = [loop.generate(teacher.encode(each), 200, rng).cost for each in held]
     mean = sum(sum(cost.accepted_per_pass) for cost in costs) / sum(cost.passes for cost in costs)
     print(f"tokens a pass: {mean:.3f}", flush=True)
     if mean < gained:
@@ -176,12 +267,13 @@ def _translated(language: Lexicon) -> Callable:
     return lambda texts, rng=None: (texts, [language.translate(each) for each in texts])
 
 
-def _learn(out: Path, learnt: list[str], corpus: list[str], pairs: Callable, training: Training) -> None:
-    """Train a tokenizer on ``corpus`` and a causal network on ``pairs`` of the texts ``learnt``, and save both."""
-    tokenizer = _tokenizer(corpus, SHAPE.vocabulary)
+def _learn(out: Path, learnt: list, corpus: list[str], pairs: Callable, training: Training, shape: dict) -> None:
+    """Train a tokenizer on ``corpus`` and a causal network on ``pairs`` of what is ``learnt``, and save both."""
+    config = Seq2SeqConfig(**shape)
+    tokenizer = _tokenizer(corpus, config.vocabulary)
     tokenizer.save(str(out / "tokenizer.json"))
     torch.manual_seed(training.seed)
-    network = EncoderDecoder(SHAPE, training.dropout)
+    network = EncoderDecoder(config, training.dropout)
 
     def loss(source: Tensor, target: Tensor, progress: float) -> Tensor:
         shifted = F.pad(target[:, :-1], (1, 0), value=network.begin)
@@ -208,7 +300,7 @@ def _tokenizer(corpus: list[str], vocabulary: int):
     return tokenizer
 
 
-def _batches(tokenizer, texts: list[str], pairs: Callable, training: Training) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(tokenizer, texts: list, pairs: Callable, training: Training) -> Iterator[tuple[Tensor, Tensor]]:
     """Padded (source, target) ids for ever, both with the end token; sentences of like length together."""
     size, end, rng = training.batch, [SPECIAL.index("<end>")], np.random.default_rng(training.seed)
     while True:
@@ -230,10 +322,12 @@ def _padded(rows: list[list[int]]) -> Tensor:
 def _fit(network: EncoderDecoder, batches, loss: Callable[[Tensor, Tensor, float], Tensor], training: Training) -> None:
     """AdamW with a warm-up and a linear decay to 2 % of the peak rate; gradients clipped to norm 1."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    updates = training.updates
+    updates, where = training.updates, devices.held()[0]
     warm = max(min(200, updates // 8), 1)
-    network.train()
+    network.to(where).train()
+    network.device = torch.device(where)
     for n, (source, target) in zip(range(updates), batches, strict=False):
+        source, target = source.to(where), target.to(where)
         for group in optimizer.param_groups:
             group["lr"] = training.rate * min(1, (n + 1) / warm) * max(0.02, 1 - n / updates)
         value = loss(source, target, n / updates)
