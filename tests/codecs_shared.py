@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def codec_assets(config) -> dict[str, Path]:
     """Folders of a codec's assets by field: as shipped, or as fetched."""
+    if config.assets and "samples" not in config.assets:
+        pytest.skip(f"what this codec has learnt belongs to {', '.join(config.assets)}; a rehearsal runs it")
     folders = {}
     for field, key in config.assets.get("samples", {}).items():
         found = [each / key for each in (SHIPPED, ROOT / "resources") if (each / key).is_dir()]
