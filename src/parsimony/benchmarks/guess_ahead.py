@@ -42,7 +42,7 @@ class GuessAhead:
         for point in bench.points:
             system = bench.system(point, self.dtype)
             cuts = torch.arange(len(prompt), len(ids) - 1)
-            tokens = system.guess(ids, cuts)
+            tokens = system.guess(ids, cuts).cpu()
             said = torch.nn.functional.pad(ids, (0, tokens.shape[1]), value=-1)  # nothing is right behind the end
             for i in range(tokens.shape[1]):
                 inside = cuts + i + 1 < len(ids)
