@@ -28,7 +28,8 @@ class HubWhisper:
         from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
         network = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self.network = network.float().eval().requires_grad_(False).to(devices.held()[0])
+        self.device = devices.held()[0]
+        self.network = network.float().eval().requires_grad_(False).to(self.device)
         self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.spectrogram = WhisperFeatureExtractor(feature_size=network.config.num_mel_bins)
         settings = json.loads((Path(folder) / "generation_config.json").read_text())
@@ -44,7 +45,7 @@ class HubWhisper:
             raise ValueError(f"a clip is int16 [N] with 0 < N <= {WINDOW}, not {clip.dtype} {list(clip.shape)}")
         x = clip.astype(np.float32) / 32768
         mel = self.spectrogram(x, sampling_rate=RATE, return_tensors="pt").input_features
-        states = self.network.model.encoder(mel.to(self.network.device))
+        states = self.network.model.encoder(mel.to(self.device))
         frames = -(-len(clip) // 320)  # hop 160 at stride 2
         text = self.tokenizer.decode(self._tokens(states)).strip()
         return Heard(text, mel[0, :, : 2 * frames].numpy(), states.last_hidden_state[0, :frames].cpu().numpy())
@@ -53,7 +54,7 @@ class HubWhisper:
         """The likeliest token behind those before, until the end; those that stand for no speech are never said."""
         found, given, past = [], self.prompt, None
         while len(found) < self.network.config.max_target_positions // 2:
-            ids = torch.tensor([given], device=self.network.device)
+            ids = torch.tensor([given], device=self.device)
             out = self.network(encoder_outputs=states, decoder_input_ids=ids, past_key_values=past, use_cache=True)
             logits, past = out.logits[0, -1], out.past_key_values
             logits[[*self.never, *([] if found else self.not_first)]] = -torch.inf

@@ -25,10 +25,11 @@ class ImageClassifier:
 
         self.prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         network = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self.network = network.eval().requires_grad_(False).to(devices.held()[0])
+        self.device = devices.held()[0]
+        self.network = network.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
     def classify(self, image: np.ndarray) -> Tensor:
         """Log probabilities [classes] float64 of an image [H, W, 3] uint8."""
         pixels = self.prepare(image, return_tensors="pt", input_data_format="channels_last").pixel_values
-        return self.network(pixel_values=pixels.to(self.network.device)).logits[0].cpu().double().log_softmax(-1)
+        return self.network(pixel_values=pixels.to(self.device)).logits[0].cpu().double().log_softmax(-1)
