@@ -38,6 +38,21 @@ def build_codec(config, point: str):
     return built.build(Samples(), Inputs(codec_assets(config)))
 
 
+class Bench:
+    """A workbench of one codec that decodes here."""
+
+    points, lossless = ("point",), False
+
+    def __init__(self, codec):
+        self.codec = codec
+
+    def system(self, point, dtype):
+        return self.codec
+
+    def decode(self, point, streams):
+        return [self.codec.decode(stream) for stream in streams], 0.0
+
+
 def samples() -> list[np.ndarray]:
     """Images, bytes and clips of sizes that codecs are for, and that they are not for; smooth, flat and noise."""
     rng = np.random.default_rng(0)

@@ -5,16 +5,20 @@ import io
 import numpy as np
 import pytest
 import torch
+from codecs_shared import Bench
 from PIL import Image
 
 from parsimony.assets import hub_photographs, rehearsal
 from parsimony.assets.photographs import crops
+from parsimony.benchmarks import perception_imagenet
 from parsimony.benchmarks.hub_lossless import HubLossless
 from parsimony.benchmarks.hub_media import picture, recording, rows
 from parsimony.benchmarks.hub_photographs import HubPhotographs
 from parsimony.benchmarks.hub_translation import HubTranslation
+from parsimony.benchmarks.perception import Eyes
 from parsimony.benchmarks.perception_imagenet import PerceptionImageNet
 from parsimony.methods.image.classic import PillowCodec
+from parsimony.models.efficientnet_lite import EfficientNetLite
 from parsimony.models.hub_whisper import HubWhisper
 from parsimony.models.image_classifier import ImageClassifier
 from parsimony.models.whisper import RATE
@@ -85,31 +89,10 @@ def test_whisper_says_the_likeliest_token_behind_those_before(tmp_path):
         whisper.hear(clip.astype(np.float32))
 
 
-class Bench:
-    points, lossless, gpus = ("point",), False, []
-
-    def __init__(self, codec):
-        self.codec = codec
-
-    def system(self, point, dtype):
-        return self.codec
-
-    def decode(self, point, streams):
-        return [self.codec.decode(stream) for stream in streams], 0.0
-
-
 def test_imagenet_through_a_lossless_codec_changes_no_answer(tmp_path, monkeypatch):
-    from parsimony.benchmarks import perception_imagenet
-    from parsimony.models.efficientnet_lite import EfficientNetLite
-
-    class Random:
+    class Random(Eyes):
         def __init__(self, folder):
             self.trained = self.random = EfficientNetLite.random()
-
-        def features(self, image):
-            from parsimony.benchmarks.perception import tensor
-
-            return self.trained.features(tensor(image)), self.random.features(tensor(image))
 
     monkeypatch.setattr(perception_imagenet, "Eyes", Random)
     paths = {

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from codecs_shared import Bench
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -30,21 +31,6 @@ from parsimony.stats import estimate
 
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 """Of the depthwise convolutions of EfficientNet-B0, in order."""
-
-
-class Bench:
-    """A workbench of one codec that decodes here."""
-
-    points, lossless = ("point",), False
-
-    def __init__(self, codec):
-        self.codec = codec
-
-    def system(self, point, dtype):
-        return self.codec
-
-    def decode(self, point, streams):
-        return [self.codec.decode(stream) for stream in streams], 0.0
 
 
 class Flat(PillowCodec):

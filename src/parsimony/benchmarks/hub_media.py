@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 
-def rows(file: Path, columns: list[str]) -> Iterator[dict]:
-    """Rows of a Parquet file, of which no more is read than is asked for."""
+def rows(file: Path, columns: list[str] | None = None) -> Iterator[dict]:
+    """Rows of a Parquet file, of which no more is read than is asked for (None: all columns)."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file) as table:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parsimony.benchmarks import hub_media
 from parsimony.benchmarks.passage_qa import token_f1, words
 from parsimony.errors import UserError
 from parsimony.interfaces import Item
@@ -77,9 +78,7 @@ def requests(task: str, folder: Path, count: int, seed: int, file: str = "") -> 
 def _rows(file: Path) -> Iterator[dict]:
     """Rows of a Parquet file or of lines of JSON."""
     if file.suffix == ".parquet":
-        from pyarrow import parquet
-
-        yield from parquet.read_table(file).to_pylist()
+        yield from hub_media.rows(file)
     else:
         with open(file, encoding="utf-8") as lines:
             yield from map(json.loads, lines)

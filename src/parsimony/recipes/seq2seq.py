@@ -68,12 +68,7 @@ def correction(out: Path, inputs: dict[str, Path], text: str, copied: float, lef
         When the model is below the floor.
     """
     training, (learnt, held) = Training(**settings), sentences(inputs[text])
-    rates = list(Correction.rates.values())
-
-    def pairs(texts: list[str], rng) -> tuple[list[str], list[str]]:
-        return [corrupt(each, float(rng.choice(rates)), rng) for each in texts], texts
-
-    _learn(out, learnt, learnt, pairs, training, SMALL)
+    _learn(out, learnt, learnt, _corrupted, training, SMALL)
     _check_correction(out, held, copied, left, training.seed)
 
 
@@ -92,13 +87,14 @@ def correction_published(
     """
     training = Training(**settings)
     learnt = [pair[side] for pair in pairs_of(inputs[data], files) if len(pair[side].split()) <= LONGEST]
-    rates = list(Correction.rates.values())
-
-    def pairs(texts: list[str], rng) -> tuple[list[str], list[str]]:
-        return [corrupt(each, float(rng.choice(rates)), rng) for each in texts], texts
-
-    _learn(out, learnt, learnt[:CORPUS], pairs, training, shape)
+    _learn(out, learnt, learnt[:CORPUS], _corrupted, training, shape)
     _check_correction(out, sentences(inputs[text])[1], copied, left, training.seed)
+
+
+def _corrupted(texts: list[str], rng) -> tuple[list[str], list[str]]:
+    """The texts with errors at one of the benchmark's rates each, and as they are."""
+    rates = list(Correction.rates.values())
+    return [corrupt(each, float(rng.choice(rates)), rng) for each in texts], texts
 
 
 def _check_correction(out: Path, held: list[str], copied: float, left: float, seed: int) -> None:
