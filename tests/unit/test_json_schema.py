@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import ValidationError, validate
 
-from parsimony.benchmarks.json_mode import Request
+from parsimony.benchmarks.code_blocks import Request
+from parsimony.benchmarks.json_mode import JsonMode
 from parsimony.errors import UserError
 from parsimony.methods.diffusion.cfg_constrained import Language
 from parsimony.methods.diffusion.json_schema import grammar
@@ -66,7 +67,7 @@ def language(text: str) -> Language:
 
 
 def possible(schema: dict, *pieces: str | None) -> bool:
-    return language(json.dumps(schema)).sentence(Partial.of(list(pieces), ended=True)) is not None
+    return language(json.dumps(schema)).possible(Partial.of(list(pieces), ended=True))
 
 
 @settings(max_examples=30, deadline=None)
@@ -123,6 +124,7 @@ def test_a_prompt_asks_for_a_grammar_by_name_or_by_schema():
 
 
 def test_answers_are_read_up_to_the_end_of_the_code():
-    asked = Request("", PERSON, {"name": "a"})
-    assert asked.read('{"name": "a"}\n```\nThat is all.') == (True, {"name": "a"})
-    assert asked.read('{"name": 3}')[0] is asked.read("none")[0] is False
+    benchmark, asked = JsonMode("float32", False, 1, 8), Request("", (PERSON, {"name": "a"}))
+    assert benchmark.grade(asked, '{"name": "a"}\n```\nThat is all.') == {"score": 1, "parses": 1}
+    assert benchmark.grade(asked, '{"name": "b"}') == {"score": 0, "parses": 1}
+    assert benchmark.grade(asked, '{"name": 3}') == benchmark.grade(asked, "none") == {"score": 0, "parses": 0}

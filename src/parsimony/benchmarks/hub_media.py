@@ -1,8 +1,9 @@
-"""Pictures and recordings in the Parquet files of public data sets."""
+"""Rows, pictures and recordings in the files of public data sets."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import numpy as np
 
 
 def rows(file: Path, columns: list[str] | None = None) -> Iterator[dict]:
-    """Rows of a Parquet file, of which no more is read than is asked for (None: all columns)."""
+    """Rows of a Parquet file, of which no more is read than is asked for (None: all columns), or of lines of JSON."""
+    if file.suffix != ".parquet":
+        with open(file, encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+        return
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file) as table:

@@ -5,9 +5,8 @@ Requests are put in our own words, so that scores are compared between methods h
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,22 +65,13 @@ class Task:
 
 def requests(task: str, folder: Path, count: int, seed: int, file: str = "") -> list[tuple[int, Request]]:
     """``count`` rows of a task, or of another file of its form, with their numbers; fewer are the first of more."""
-    rows = list(_rows(folder / (file or TASKS[task].file)))
+    rows = list(hub_media.rows(folder / (file or TASKS[task].file)))
     order = np.random.default_rng([seed, *task.encode()]).permutation(len(rows))[:count]
     found = []
     for n in order:
         prompt, answers, choices = TASKS[task].read(rows[n])
         found.append((int(n), Request(task, prompt, tuple(answers), tuple(choices))))
     return found
-
-
-def _rows(file: Path) -> Iterator[dict]:
-    """Rows of a Parquet file or of lines of JSON."""
-    if file.suffix == ".parquet":
-        yield from hub_media.rows(file)
-    else:
-        with open(file, encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
 
 
 def f1(text: str, answer: str, choices=()) -> float:

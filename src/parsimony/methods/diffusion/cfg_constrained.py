@@ -20,7 +20,8 @@ from torch import Tensor
 from parsimony.interfaces import Cost, Generation, Inputs
 from parsimony.methods.diffusion import json_schema
 from parsimony.methods.diffusion.caches import PASSES
-from parsimony.methods.diffusion.grammar import Intersection, read
+from parsimony.methods.diffusion.grammar import read
+from parsimony.methods.diffusion.intersection import Intersection
 from parsimony.methods.diffusion.partial import Partial, automaton, written
 from parsimony.methods.diffusion.sampler import View, unanswered, until_stop
 from parsimony.methods.diffusion.static_unmasking import TopK
@@ -31,7 +32,16 @@ FOLDER = Path(__file__).parent / "grammars"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lark"))
 MARKS = ("<schema>", "</schema>")
 """Between these a prompt holds the JSON schema that the answer has to follow."""
+FENCE = "```"
+"""A prompt may end inside a block of code; what stands in the block is the beginning of the text that has a grammar."""
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+
+
+def opened(prompt: str) -> tuple[str, str]:
+    """Name of the block of code that a prompt leaves open, and what stands in it already."""
+    blocks = prompt.split(FENCE)
+    name, _, begun = blocks[-1].partition("\n")
+    return ("", "") if len(blocks) % 2 else (name, begun)
 
 
 class Language:
@@ -53,11 +63,13 @@ class Language:
 
     @classmethod
     def asked_for(cls, prompt: str) -> Language | None:
-        """The one that a prompt names in front of its first bar, or that of the schema between its marks, if any."""
+        """The one that a prompt names in front of its first bar, that of the schema between its marks, or the one that
+        the block of code is named after that the prompt opens, if any."""
         name, schema = prompt.partition("|")[0], prompt.partition(MARKS[0])[2].partition(MARKS[1])[0]
-        if name in NAMES:
-            return cls.named(name)
-        return cls(json_schema.grammar(json.loads(schema))) if schema.strip() else None
+        if name not in NAMES and schema.strip():
+            return cls(json_schema.grammar(json.loads(schema)))
+        name = name if name in NAMES else opened(prompt)[0]
+        return cls.named(name) if name in NAMES else None
 
     @cached_property
     def lexer(self) -> Lexer:
@@ -68,13 +80,13 @@ class Language:
     def intersection(self) -> Intersection:
         return Intersection(read(self.text)[0].normal())
 
-    def sentence(self, partial: Partial) -> list[str] | None:
-        """Terminals of a sentence that the partial text can become, or None."""
-        return self.intersection.sentence(automaton(partial, self.lexer))
+    def possible(self, partial: Partial) -> bool:
+        """Whether the partial text can become a sentence."""
+        return self.intersection.holds(automaton(partial, self.lexer))
 
     def completed(self, partial: Partial) -> str | None:
         """A text that the partial one can become, or None."""
-        terminals = self.sentence(partial)
+        terminals = self.intersection.sentence(automaton(partial, self.lexer))
         return None if terminals is None else written(partial, terminals, self.lexer, CHARACTERS)
 
 
@@ -125,17 +137,19 @@ class ConstrainedSampler:
             block,
         )
         self.max_resamples, self.constrain, self.complete = max_resamples, constrain, complete
-        self.languages: dict[str, Language | None] = {}
+        self.languages: dict[str, Language] = {}
+        self.texts: dict[int, str | None] = {model.mask_id: None}
+        self.begun = ""
         self.resamples = 0
         self.check_seconds = 0.0
+        if constrain:
+            Language('start: "a"').possible(Partial.of(["a"], ended=True))  # compiles the search before a clock runs
 
     def language(self, prompt: Tensor) -> Language | None:
-        """The grammar that a prompt asks for; what has no schema of its own shares it with other prompts."""
-        text = self.model.decode(prompt)
-        key = text if MARKS[0] in text else text.partition("|")[0]
-        if key not in self.languages:
-            self.languages[key] = Language.asked_for(text)
-        return self.languages[key]
+        """The language that a prompt asks for, one for all that share its grammar; notes what the text begins with."""
+        asked = self.model.tokenizer.decode(prompt.tolist())  # whole: a turn's end may be the answer's, too
+        self.begun, found = opened(asked)[1], Language.asked_for(asked)
+        return found and self.languages.setdefault(found.text, found)
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
         """Answer of at most ``limit`` tokens."""
@@ -173,11 +187,10 @@ class ConstrainedSampler:
 
         Confidence is that of the clean logits, the token that of the noised ones without the rejected tokens.
         """
-        noisy = view.noisy.clone()
-        gained, masked = 0, view.masked.clone()
-        while gained < count and bool(masked.any()):
-            tokens = noisy.argmax(-1)
-            c = view.probs.gather(-1, tokens[:, None])[:, 0].where(masked, torch.tensor(-1.0).double())
+        noisy, gained = view.noisy.clone(), 0
+        tokens = noisy.argmax(-1)
+        c = view.probs.gather(-1, tokens[:, None])[:, 0].where(view.masked, -1.0)
+        while gained < count and float(c.max()) >= 0:
             i = int(c.argmax())
             token = int(tokens[i])
             if noisy[i, token] == -torch.inf:
@@ -186,16 +199,16 @@ class ConstrainedSampler:
             if language is not None and not self._possible(x[P:], language):
                 x[begin + i] = self.model.mask_id
                 noisy[i, token] = -torch.inf
+                tokens[i] = noisy[i].argmax()
+                c[i] = view.probs[i, tokens[i]]
                 self.resamples += 1
                 if self.resamples >= self.max_resamples:
                     return gained, True
                 continue
-            masked[i] = False
+            c[i] = -1.0
             gained += 1
             if token in self.model.stop_ids:
-                rest = x[begin + i :]
-                rest[:] = token
-                masked[i:] = False
+                x[begin + i :], c[i:] = token, -1.0
                 whole = until_stop(x[P:], self.model.stop_ids)
                 if not bool((whole == self.model.mask_id).any()):
                     return gained, True
@@ -203,19 +216,21 @@ class ConstrainedSampler:
 
     def _possible(self, answer: Tensor, language: Language) -> bool:
         began = perf_counter()
-        possible = language.sentence(self._partial(answer)) is not None
+        possible = language.possible(self._partial(answer))
         self.check_seconds += perf_counter() - began
         return possible
 
     def _partial(self, answer: Tensor) -> Partial:
-        pieces: list[str | None] = []
+        pieces: list[str | None] = [self.begun] if self.begun else []
         for token in answer.tolist():
             if token in self.model.stop_ids:
                 return Partial.of(pieces, ended=True)
-            pieces.append(None if token == self.model.mask_id else self.model.decode(torch.tensor([token])))
+            if token not in self.texts:
+                self.texts[token] = self.model.tokenizer.decode([token])
+            pieces.append(self.texts[token])
         return Partial.of(pieces, ended=False)
 
     def _completed(self, tokens: Tensor, language: Language) -> Tensor:
         """The tokens of a shortest sentence that what is decided can become; itself if it is one already."""
         text = language.completed(self._partial(tokens))
-        return tokens if text is None else self.model.encode(text)
+        return tokens if text is None else self.model.encode(text.removeprefix(self.begun))

@@ -1,8 +1,7 @@
-"""Context-free grammars made for one question: does a regular language hold a sentence of it?
+"""Context-free grammars and finite automata over their terminals (see `intersection` for the two together).
 
-The regular language is a finite automaton over the grammar's terminals.  Normal form and algorithm are those of
-Mündler, Dekoninck and Vechev (arXiv 2508.10111): bodies of at most two symbols that share what they can, empty and unit
-rules kept (removing them may square the grammar), and a bottom-up search that derives only what is reached.
+The normal form is that of Mündler, Dekoninck and Vechev (arXiv 2508.10111): bodies of at most two symbols that share
+what they can, empty and unit rules kept, since removing them may square the grammar.
 """
 
 from __future__ import annotations
@@ -23,12 +22,15 @@ class Automaton:
     states : int
     start : int
     finals : frozenset of int
+    gaps : frozenset of int
+        States that every terminal leads back to.
     """
 
     edges: list[tuple[int, str, int]]
     states: int
     start: int
     finals: frozenset[int]
+    gaps: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -190,114 +192,6 @@ def _substituted(body: tuple[str, ...], pair: tuple[str, str], name: str) -> tup
             out.append(body[at])
             at += 1
     return tuple(out)
-
-
-class Intersection:
-    """Sentences of a grammar in normal form that an automaton accepts.
-
-    Parameters
-    ----------
-    grammar : Grammar
-        In normal form.
-    """
-
-    def __init__(self, grammar: Grammar):
-        self.symbols = sorted({grammar.start} | grammar.terminals | set(grammar.rules))
-        self.number = {symbol: n for n, symbol in enumerate(self.symbols)}
-        self.start = self.number[grammar.start]
-        self.empty = [self.number[head] for head, bodies in grammar.rules.items() if () in bodies]
-        self.unit: list[list[int]] = [[] for _ in self.symbols]  # [B]: every A with A -> B
-        self.left: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [B]: every (A, C) with A -> B C
-        self.right: list[list[tuple[int, int]]] = [[] for _ in self.symbols]  # [C]: every (A, B) with A -> B C
-        rules = [
-            (self.number[head], [self.number[part] for part in body])
-            for head, bodies in grammar.rules.items()
-            for body in bodies
-        ]
-        for head, parts in rules:
-            if len(parts) == 1:
-                self.unit[parts[0]].append(head)
-            elif len(parts) == 2:
-                self.left[parts[0]].append((head, parts[1]))
-                self.right[parts[1]].append((head, parts[0]))
-        self.terminals = grammar.terminals
-        self.anything = self._derivations(rules)
-
-    def _derivations(self, rules: list[tuple[int, list[int]]]) -> dict[int, tuple[int, ...]]:
-        """How each symbol derives a word, by the first way found; of terminals and empty words: ()."""
-        found: dict[int, tuple[int, ...]] = dict.fromkeys([*map(self.number.get, self.terminals), *self.empty], ())
-        while more := {head: tuple(body) for head, body in rules if head not in found and found.keys() >= set(body)}:
-            found |= more
-        return found
-
-    def sentence(self, automaton: Automaton) -> list[str] | None:
-        """A sentence (terminals) that is in both, or None: there is none.
-
-        Item (p, A, q): A derives a word that leads the automaton from p to q.  The search ends with the first item
-        that answers the question.  Sets of states are integers, a bit a state.  At a state with loops of all
-        terminals (a gap) everything derives a word that stays there, and nothing of it has to be searched.
-        """
-        why: dict[tuple[int, int, int], tuple] = {}
-        ahead = [[0] * automaton.states for _ in self.symbols]  # [A][p]: every q
-        behind = [[0] * automaton.states for _ in self.symbols]  # [A][q]: every p
-        stack: list[tuple[int, int, int]] = []
-
-        def add(p: int, symbol: int, q: int, *parts) -> None:
-            ahead[symbol][p] |= 1 << q
-            behind[symbol][q] |= 1 << p
-            why[p, symbol, q] = parts
-            stack.append((p, symbol, q))
-
-        loops = defaultdict(set)
-        for p, terminal, q in automaton.edges:
-            if p == q:
-                loops[p].add(terminal)
-        gaps = {p for p, terminals in loops.items() if terminals >= self.terminals}
-        for p in gaps:
-            for symbol in self.anything:
-                ahead[symbol][p] = behind[symbol][p] = 1 << p
-        for p, terminal, q in automaton.edges:
-            if terminal in self.number and not (p == q and p in gaps):
-                add(p, self.number[terminal], q)
-        for p in set(range(automaton.states)) - gaps:
-            for head in self.empty:
-                add(p, head, p)
-        begin, ends = automaton.start, sum(1 << q for q in automaton.finals)
-        while not ahead[self.start][begin] & ends:
-            if not stack:
-                return None
-            item = p, symbol, q = stack.pop()
-            for head in self.unit[symbol]:
-                if not ahead[head][p] >> q & 1:
-                    add(p, head, q, item)
-            for head, other in self.left[symbol]:
-                if new := ahead[other][q] & ~ahead[head][p]:
-                    for r in _bits(new):
-                        add(p, head, r, item, (q, other, r))
-            for head, other in self.right[symbol]:
-                if new := behind[other][p] & ~behind[head][q]:
-                    for r in _bits(new):
-                        add(r, head, q, (r, other, p), item)
-        end = next(_bits(ahead[self.start][begin] & ends))
-        return list(self._terminals((begin, self.start, end), why))
-
-    def _terminals(self, item, why):
-        """The terminals below an item, in order."""
-        todo = [item]
-        while todo:
-            item = p, symbol, _ = todo.pop()
-            parts = why[item] if item in why else [(p, part, p) for part in self.anything[symbol]]
-            if parts:
-                todo += reversed(parts)
-            elif symbol not in self.empty:
-                yield self.symbols[symbol]
-
-
-def _bits(states: int):
-    """The places of the ones, from the lowest on."""
-    while states:
-        yield (states & -states).bit_length() - 1
-        states &= states - 1
 
 
 def read(text: str) -> tuple[Grammar, dict[str, str], set[str]]:

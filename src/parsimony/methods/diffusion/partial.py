@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from parsimony.methods.diffusion.grammar import Automaton
-from parsimony.methods.diffusion.terminals import WORD, Lexer
+from parsimony.methods.diffusion.terminals import Lexer
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,13 @@ class Partial:
     @classmethod
     def of(cls, pieces: list[str | None], ended: bool) -> Partial:
         """From the pieces of a text, None where nothing is decided; ``ended``: nothing follows the last piece."""
-        words, gaps, open_ = [], [], True
+        words, gap = [], True
         for piece in pieces:
             if piece is None:
-                open_ = True
-            elif open_:
+                gap = True
+            elif gap:
                 words.append(piece)
-                gaps.append(open_ and bool(gaps or pieces[0] is None))
-                open_ = False
+                gap = False
             else:
                 words[-1] += piece
         before = bool(pieces) and pieces[0] is None
@@ -52,81 +51,81 @@ class Partial:
 def automaton(partial: Partial, lexer: Lexer) -> Automaton:
     """Every sequence of terminals that a filling of the gaps can have.
 
-    A terminal that a gap has cut is open: the state in front of it and the pieces of it that are known.  The word that
-    completes it adds an edge from there, if some word of the terminal has these pieces in this order.
+    State i stands behind word i; the places inside of a word have states of their own.  A terminal that a gap has cut
+    is open: the state in front of it and the pieces of it that are known.  The word that completes it adds an edge from
+    there, if some word of the terminal has these pieces in this order.
     """
     edges: set[tuple[int, str, int]] = set()
-    empty: set[tuple[int, int]] = set()
     k = len(partial.words)
-    states = k + 1
-    opens: set[tuple[str, int, tuple[str, ...]]] = set()
-    names = list(lexer.terminals)
+    states, empty, gaps = k + 1, [], {k} if partial.gap_behind or not k else set()
+    opens: dict[str, set[tuple[int, tuple[str, ...]]]] = {}
     for i, word in enumerate(partial.words, 1):
-        before = i > 1 or partial.gap_before
-        behind = i < k or partial.gap_behind
+        before, behind = i > 1 or partial.gap_before, i < k or partial.gap_behind
         if before:
-            edges |= {(i - 1, name, i - 1) for name in names}
-            opens |= {(name, i - 1, ("",)) for name in names}  # it may begin inside of the gap
-        left: set[tuple[str, int, tuple[str, ...]]] = set()
-        for lexing in lexer.lex(word, before, behind):
-            terminals = list(lexing.terminals)
-            if not terminals:
-                empty.add((i - 1, i))  # blanks alone; what is open goes on being so only through a gap
-                continue
-            begins = [i - 1]
-            if lexing.first is not None:
-                name = terminals.pop(0)
-                mine = [(start, pieces) for other, start, pieces in opens if other == name]
-                if not terminals and lexing.last is not None:  # a middle piece
-                    for start, pieces in mine:
-                        if lexer.terminals[name].holds((*pieces, word), None):
-                            left.add((name, start, (*pieces, word)))
-                            edges.add((start, name, i))
-                    continue
-                begins = [start for start, pieces in mine if lexer.terminals[name].holds(pieces, lexing.first)]
-                if not begins:
-                    continue
-                target = states if terminals else i
-                states += bool(terminals)
-                edges |= {(start, name, target) for start in begins}
-                begins = [target]
-            for n, name in enumerate(terminals):
-                last = n == len(terminals) - 1
-                target = i if last else states
-                states += not last
-                edges |= {(start, name, target) for start in begins}
-                if last and lexing.last is not None:
-                    left |= {(name, start, (lexing.last,)) for start in begins}
-                begins = [target]
+            gaps.add(i - 1)
+            for name in lexer.terminals:  # it may begin inside of the gap
+                opens.setdefault(name, set()).add((i - 1, ("",)))
+        lexed = lexer.lex(word, before, behind)
+        places = {lexed.begin, *(to for _, _, to in lexed.whole), *(to for _, _, to in lexed.tails)} - {len(word)}
+        number = {at: states + n for n, at in enumerate(sorted(places))} | {len(word): i}
+        states += len(places)
+        empty.append((i - 1, number[lexed.begin]))
+        edges |= {(number[at], name, number[to]) for at, name, to in lexed.whole}
+        left: dict[str, set[tuple[int, tuple[str, ...]]]] = {}
+        for name, text, to in lexed.tails:
+            holds = lexer.terminals[name].holds
+            whole = {start for start, pieces in opens.get(name, ()) if pieces == ("",) or holds(pieces, text)}
+            edges |= {(start, name, number[to]) for start in whole}
+        for name in lexed.inside:
+            holds = lexer.terminals[name].holds
+            on = {(start, (*pieces, word)) for start, pieces in opens.get(name, ()) if holds((*pieces, word), None)}
+            left.setdefault(name, set()).update(on)
+        for at, name, text in lexed.heads:
+            left.setdefault(name, set()).add((number[at], (text,)))
+        edges |= {(start, name, i) for name, found in left.items() for start, _ in found}  # the gap completes it
         opens = left
-    if partial.gap_behind or not k:
-        edges |= {(k, name, k) for name in names}
-    return _without_empty(edges, empty, states, k)
+    return _trimmed(edges, empty, gaps, k, list(lexer.terminals))
 
 
-def _without_empty(edges, empty, states: int, final: int) -> Automaton:
-    """The same without empty moves, which lead from a state to the next word's."""
-    ahead = defaultdict(set)
-    for state in range(states):
-        ahead[state] = {state}
-    for start, stop in sorted(empty, reverse=True):
-        ahead[start] |= ahead[stop]
-    out = {
-        (p, name, q) for state, p_all in ahead.items() for p in [state] for s in p_all for name, q in _from(edges, s)
-    }
-    finals = frozenset(state for state in range(states) if final in ahead[state])
-    return Automaton(sorted(out), states, 0, finals)
+def _trimmed(edges, empty: list[tuple[int, int]], gaps: set[int], final: int, names: list[str]) -> Automaton:
+    """The same without empty moves, and without states that no way from 0 to ``final`` passes."""
+    ahead, behind = defaultdict(set), defaultdict(set)
+    for p, name, q in edges:
+        ahead[p].add((name, q))
+    finals = {final}
+    for start, stop in reversed(empty):
+        ahead[start] |= ahead[stop] | ({(name, stop) for name in names} if stop in gaps else set())
+        finals |= {start} if stop in finals else set()
+    for p, moves in ahead.items():
+        for _, q in moves:
+            behind[q].add(p)
+    live = _reached({0}, {p: {q for _, q in moves} for p, moves in ahead.items()}) & _reached(finals, behind)
+    number = {state: n for n, state in enumerate(sorted(live | {0}))}
+    kept = [(number[p], name, number[q]) for p in live for name, q in ahead.get(p, ()) if q in live]
+    return Automaton(
+        sorted(kept),
+        len(number),
+        0,
+        frozenset(number[state] for state in finals & live),
+        frozenset(number[state] for state in gaps & live),
+    )
 
 
-def _from(edges, state: int):
-    return [(name, q) for p, name, q in edges if p == state]
+def _reached(begin: set[int], ahead: dict[int, set[int]]) -> set[int]:
+    """All states that some of ``begin`` lead to, themselves included."""
+    seen, todo = set(begin), list(begin)
+    while todo:
+        new = ahead.get(todo.pop(), set()) - seen
+        seen |= new
+        todo += new
+    return seen
 
 
 def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: str) -> str | None:
     """A text with these terminals that fills the partial one, with as few added characters as can be.
 
     A shortest path over (terminals done, state in the next one or -1 between two, characters of the words used,
-    whether the last character is one of `WORD`: then the next terminal must not go on with one).
+    whether the last character is one of ``lexer.joined``: then the next terminal must not begin with one).
     """
     fixed, bounds, total = "".join(partial.words), set(), 0
     for n, word in enumerate(partial.words):
@@ -136,6 +135,7 @@ def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: st
     if partial.gap_behind or not partial.words:
         bounds.add(total)
     machines = [lexer.terminals[name] for name in terminals]
+    blanks = [blank for blank in " \n" if lexer.blanks and blank in characters]
     begin = 0, -1, 0, False
     best, queue, origin = {begin: 0}, [(0, begin)], {}
 
@@ -153,19 +153,19 @@ def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: st
             continue
         steps: list[tuple[int, int, str]] = []
         if state == -1:
-            steps += [(done, -1, blank) for blank in " \n" if blank in characters]
+            steps += [(done, -1, blank) for blank in blanks]
             if done < len(machines):
                 first = machines[done].moves[machines[done].start]
-                steps += [(done, after, c) for c, after in first.items() if not (word and c in WORD)]
+                steps += [(done, after, c) for c, after in first.items() if not (word and c in lexer.joined)]
         else:
             steps += [(done, after, c) for c, after in machines[done].moves[state].items()]
             if state in machines[done].finals:
                 relax((done + 1, -1, used, word), here, "", cost)
         for after_done, after, c in steps:
             if used < len(fixed) and fixed[used] == c:
-                relax((after_done, after, used + 1, c in WORD), here, c, cost)
+                relax((after_done, after, used + 1, c in lexer.joined), here, c, cost)
             if used in bounds:
-                relax((after_done, after, used, c in WORD), here, c, cost + 1)
+                relax((after_done, after, used, c in lexer.joined), here, c, cost + 1)
     return None
 
 

@@ -33,13 +33,13 @@ class Terminal:
     finals: frozenset[int]
 
     @classmethod
-    def of(cls, name: str, pattern: str, characters: str, without: tuple[str, ...] = ()) -> Terminal:
-        """The words of a regular expression over ``characters``, but not those of the expressions in ``without``."""
+    def of(cls, name: str, pattern: str, characters: str, without: str = "") -> Terminal:
+        """The words of a regular expression over ``characters``, but not those of the expression ``without``."""
         import interegular
 
         machine = interegular.parse_pattern(pattern).to_fsm()
-        for other in without:
-            machine = machine - interegular.parse_pattern(other).to_fsm()
+        if without:
+            machine = machine - interegular.parse_pattern(without).to_fsm()
         machine = machine.reduce()
         live = {state for state in machine.states if machine.islive(state)}
         number = {state: n for n, state in enumerate(sorted(live, key=str))}
@@ -77,6 +77,17 @@ class Terminal:
                 break
         return states
 
+    def begins(self, text: str, at: int) -> tuple[int, bool]:
+        """Where the longest word that begins at ``at`` ends (-1: none does), and whether one may go on at the end."""
+        state, found = self.start, at if self.start in self.finals else -1
+        for n in range(at, len(text)):
+            if text[n] not in self.moves[state]:
+                return found, False
+            state = self.moves[state][text[n]]
+            if state in self.finals:
+                found = n + 1
+        return found, True
+
     def longest(self, states: frozenset[int], text: str) -> int:
         """Length of the longest prefix of ``text`` that ends a word; -1 if there is none."""
         found = 0 if states & self.finals else -1
@@ -106,24 +117,35 @@ class Terminal:
 
 
 @dataclass(frozen=True)
-class Lexing:
-    """One way to read a word.
+class Lexed:
+    """All ways to read a word, as a graph: what is read from one place in it to another.
+
+    Blanks belong to the terminal in front of them, so a place is never in front of a blank.
 
     Attributes
     ----------
-    terminals : tuple of str
-    first, last : str or None
-        Text of the first (last) terminal, where the gap before (behind) the word has cut it.
+    begin : int
+        The place behind leading blanks; the word's length if it is blank.
+    whole : tuple of (int, str, int)
+        Terminals between two places.
+    tails : tuple of (str, str, int)
+        Terminals that the gap before the word has cut: what is left of each, and the place behind it.
+    heads : tuple of (int, str, str)
+        Terminals that the gap behind the word may cut: the place, and what is there of each.
+    inside : tuple of str
+        Terminals that may have the whole word in them, cut on both sides.
     """
 
-    terminals: tuple[str, ...]
-    first: str | None
-    last: str | None
+    begin: int
+    whole: tuple[tuple[int, str, int], ...]
+    tails: tuple[tuple[str, str, int], ...]
+    heads: tuple[tuple[int, str, str], ...]
+    inside: tuple[str, ...]
 
 
 class Lexer:
     """All lexings of words; a keyword is not read as an identifier, nor a text in quotes that the grammar names as any
-    text, nor may a letter follow a keyword.
+    text, nor may a letter follow a keyword, unless the grammar has no blanks to part them.
 
     Parameters
     ----------
@@ -132,66 +154,67 @@ class Lexer:
     ignored : set of str
     characters : str
         All that may occur.
+
+    Attributes
+    ----------
+    joined : frozenset of str
+        Characters of which two side by side belong to one terminal.
     """
 
     def __init__(self, patterns: dict[str, str], ignored: set[str], characters: str):
         self.blanks = [Terminal.of(name, patterns[name], characters) for name in sorted(ignored)]
+        self.joined = WORD if ignored else frozenset()
         self.terminals = {}
         names = sorted(set(patterns) - ignored)
-        fixed = {name: patterns[name] for name in names if _literal(patterns[name])}
+        fixed = {name: re.sub(r"\\(.)", r"\1", patterns[name]) for name in names if _literal(patterns[name])}
         for name in names:
-            others = () if name in fixed else tuple(fixed.values())
-            self.terminals[name] = Terminal.of(name, patterns[name], characters, others)
-        self._known: dict[tuple[str, bool, bool], frozenset[Lexing]] = {}
+            taken = [other for other, text in fixed.items() if name not in fixed and re.fullmatch(patterns[name], text)]
+            without = "|".join(patterns[other] for other in taken)
+            self.terminals[name] = Terminal.of(name, patterns[name], characters, without)
+        self._known: dict[tuple[str, bool, bool], Lexed] = {}
 
-    def lex(self, word: str, gap_before: bool, gap_behind: bool) -> frozenset[Lexing]:
-        """Every lexing of ``word``; a side without a gap cuts no terminal."""
+    def lex(self, word: str, gap_before: bool, gap_behind: bool) -> Lexed:
+        """The lexings of ``word``; a side without a gap cuts no terminal."""
         key = word, gap_before, gap_behind
         if key not in self._known:
-            self._known[key] = frozenset(self._lex(*key))
+            self._known[key] = self._lex(*key)
         return self._known[key]
 
-    def _lex(self, word: str, gap_before: bool, gap_behind: bool):
-        todo: list[tuple[int, tuple[str, ...], str | None]] = [(0, (), None)]
+    def _lex(self, word: str, gap_before: bool, gap_behind: bool) -> Lexed:
+        begin = self._behind_blanks(word, 0)
+        whole, tails, heads, inside = [], [], [], []
         if gap_before:
             for name, terminal in self.terminals.items():
                 if gap_behind and terminal.read(terminal.everywhere, word):
-                    yield Lexing((name,), word, word)
+                    inside.append(name)
                 length = terminal.longest(terminal.everywhere, word)
-                if length > 0 and not _torn(word, length):
-                    todo.append((length, (name,), word[:length]))
-        seen = set()
-        while todo:
-            here = at, terminals, first = todo.pop()
-            if here in seen:
+                if length > 0 and not self._torn(word, length):
+                    tails.append((name, word[:length], self._behind_blanks(word, length)))
+        places, seen = [begin, *(place for _, _, place in tails)], {len(word)}
+        while places:
+            at = places.pop()
+            if at in seen:
                 continue
-            seen.add(here)
-            at += self._blank(word[at:])
-            rest = word[at:]
-            if not rest:
-                yield Lexing(terminals, first, None)
-                continue
+            seen.add(at)
             for name, terminal in self.terminals.items():
-                begin = frozenset([terminal.start])
-                if gap_behind and terminal.read(begin, rest):
-                    yield Lexing((*terminals, name), first, rest)
-                length = terminal.longest(begin, rest)
-                if length > 0 and not _torn(rest, length):
-                    todo.append((at + length, (*terminals, name), first))
+                end, goes_on = terminal.begins(word, at)
+                if gap_behind and goes_on:
+                    heads.append((at, name, word[at:]))
+                if end > at and not self._torn(word, end):
+                    place = self._behind_blanks(word, end)
+                    whole.append((at, name, place))
+                    places.append(place)
+        return Lexed(begin, tuple(whole), tuple(tails), tuple(heads), tuple(inside))
 
-    def _blank(self, text: str) -> int:
-        """Length of what is ignored at the beginning."""
-        at = 0
-        while True:
-            lengths = [blank.longest(frozenset([blank.start]), text[at:]) for blank in self.blanks]
-            if max(lengths, default=0) <= 0:
-                return at
-            at += max(lengths)
+    def _behind_blanks(self, text: str, at: int) -> int:
+        """The place behind what is ignored at ``at``."""
+        while (end := max((blank.begins(text, at)[0] for blank in self.blanks), default=-1)) > at:
+            at = end
+        return at
 
-
-def _torn(text: str, at: int) -> bool:
-    """Whether a word of letters and digits goes on at ``at``."""
-    return at < len(text) and text[at - 1] in WORD and text[at] in WORD
+    def _torn(self, text: str, at: int) -> bool:
+        """Whether a word of letters and digits goes on at ``at``."""
+        return at < len(text) and text[at - 1] in self.joined and text[at] in self.joined
 
 
 def _literal(pattern: str) -> bool:
