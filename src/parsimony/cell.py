@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from parsimony import devices, fingerprint, provenance, records
+from parsimony import devices, fingerprint, provenance, records, sandbox
 from parsimony.assets import Unavailable, load_path
 from parsimony.elsewhere import Elsewhere
 from parsimony.errors import UserError, nearest
@@ -67,7 +67,7 @@ def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
         if len({item.id for item in items}) < len(items):
             raise ValueError(f"benchmark {cell.benchmark!r} repeats item ids")
         skipped = benchmark.skipped(missing)
-        if reason := _without_module(plan, cell):
+        if reason := obstacle(plan, cell):
             skipped, items = skipped | {item.category: reason for item in items}, []
         if not items and not skipped:
             raise UserError(f"benchmark {cell.benchmark!r} has no items in suite {plan.name!r}; raise its 'items'")
@@ -96,7 +96,7 @@ def measure_item(plan: Plan, cell_id: str, item_id: str, places: Places) -> Outc
     ids = [item.id for item in items]
     if item_id not in ids:
         raise UserError(f"cell {cell_id!r} has no item {item_id!r}{nearest(item_id, ids)}")
-    if reason := _without_module(plan, cell):
+    if reason := obstacle(plan, cell):
         raise UserError(f"cell {cell_id!r} cannot run: {reason}")
     bench, at = Bench(plan, cell, places, paths), ids.index(item_id)
     with contextlib.closing(bench.elsewhere):
@@ -110,11 +110,12 @@ def measure_item(plan: Plan, cell_id: str, item_id: str, places: Places) -> Outc
     return outcome
 
 
-def _without_module(plan: Plan, cell: Cell) -> str:
-    """Why the cell's method cannot be run with what is installed; "" if it can."""
-    module = plan.methods[cell.method].module
-    missing = module and not find_spec(module)
-    return f"Python module {module!r} is not installed; `make oracles` installs it" if missing else ""
+def obstacle(plan: Plan, cell: Cell) -> str:
+    """Why the cell's method or benchmark cannot be run with what is installed; "" if it can."""
+    module, programs = plan.methods[cell.method].module, plan.benchmarks[cell.benchmark].programs
+    if module and not find_spec(module):
+        return f"Python module {module!r} is not installed; `make oracles` installs it"
+    return sandbox.obstacle(tuple(programs)) if programs else ""
 
 
 def _measure(plan, cell, places, paths, benchmark, items, journal) -> list[dict]:

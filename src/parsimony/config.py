@@ -110,6 +110,7 @@ class Benchmark(Targeted):
     title: str
     assets: list[Key] = []
     uses: list[Key] = Field([], description="benchmarks whose cell for the reference must be measured first")
+    programs: list[str] = Field([], description="commands that it runs in the sandbox; skipped where one is missing")
     columns: list[Key] = Field([], description="quantities in its table, in order; all that were measured if not named")
 
 

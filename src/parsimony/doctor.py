@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -13,7 +12,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from parsimony import provenance
+from parsimony import provenance, sandbox
+from parsimony.cell import obstacle
 from parsimony.errors import UserError
 from parsimony.plan import Plan, find_root, make_plan
 
@@ -90,7 +90,8 @@ def _tools() -> list[tuple[str, str]]:
         facts.append(("triton", f"{metadata.version('triton')} (kernels; compiles for GPUs that are not here, too)"))
     else:
         facts.append(("triton", "not installed (kernels; methods use their references in torch)"))
-    facts.append(("sandbox", f"{_sandbox()} (benchmarks that run generated programs)"))
+    why = sandbox.obstacle(())
+    facts.append(("sandbox", f"{why or 'bubblewrap'}{'' if why else ' (benchmarks that run generated programs)'}"))
     facts.append(("hub", f"{_hub()} (assets of source hub)"))
     return facts
 
@@ -106,9 +107,8 @@ def _suite(plan: Plan) -> str:
 
 def _obstacle(plan: Plan, cell) -> str:
     """Why a cell cannot run, or not on all of its data; "" if it can."""
-    method = plan.methods[cell.method]
-    if method.module and not find_spec(method.module):
-        return f"Python module {method.module!r} is not installed (`make oracles`)"
+    if reason := obstacle(plan, cell):
+        return reason
     for key in map(plan.played_by, cell.assets):
         if plan.lock[key].source == "debian" and not shutil.which("apt-get"):
             return f"asset {key!r} is a Debian package, and there is no apt-get"
@@ -130,17 +130,6 @@ def _gpus() -> tuple:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return tuple(torch.cuda.get_device_properties(n) for n in range(count))
-
-
-def _sandbox() -> str:
-    """Which way of shutting a process in works here."""
-    for name, command in (("bubblewrap", ["bwrap", "--ro-bind", "/", "/"]), ("user namespaces", ["unshare", "-Urn"])):
-        try:
-            if subprocess.run([*command, "true"], capture_output=True, timeout=SECONDS).returncode == 0:
-                return name
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-    return "none"
 
 
 def _hub() -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from parsimony import fingerprint
+from parsimony import fingerprint, sandbox
 from parsimony.compose import GROUPS, compose
 from parsimony.config import Asset, Benchmark, Method, Model, Paper, Suite, parse
 from parsimony.errors import UserError, nearest
@@ -340,6 +340,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
     ]
     if m.module and not find_spec(m.module):
         settings.append(f"without {m.module}")  # so that it is measured once the module is there
+    if b.programs and sandbox.obstacle(tuple(b.programs)):
+        settings.append("without a sandbox")
     version = fingerprint.combine([code, *settings])
     plan.cells[cell_id] = Cell(cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version)
     return cell_id

@@ -61,6 +61,20 @@ ROWS = {
         }
         for n, (name, place) in enumerate((("Ann", "Oslo"), ("Ben", "Rome")), 30)
     ],
+    "smiles_eval": [
+        {"instance_id": n, "input": told, "output": wanted, "difficulty_category": "easy"}
+        for n, (told, wanted) in enumerate((("ethanol", "CCO"), ("benzoic acid", "OC(=O)c1ccccc1")))
+    ],
+    "humaneval_x": [
+        {
+            "task_id": f"CPP/{n}",
+            "prompt": f"/*\nAdd {n} to a number.\n>>> add(1)\n{n + 1}\n*/\nint add(int x){{\n",
+            "declaration": "#include<stdio.h>\nusing namespace std;\nint add(int x){\n",
+            "canonical_solution": f"    return x + {n};\n}}\n",
+            "test": f"#undef NDEBUG\n#include<assert.h>\nint main(){{\n    assert (add(1) == {n + 1});\n}}\n",
+        }
+        for n in (2, 3)
+    ],
     "wmt14": [
         {"translation": {"en": f"{name} lives in {place} .", "de": f"{name} wohnt in {place} ."}}
         for name in ("Ann", "Ben", "Eva")
