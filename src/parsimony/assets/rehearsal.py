@@ -26,6 +26,7 @@ FAMILIES = {
     "deepseek": ("llama", "{content}\n", ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]),
     "llada": ("llada", HEADERS, ["<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
                                  "<|end_header_id|>", "<|eot_id|>"]),
+    "dream": ("Dream", CHATML, ["<|endoftext|>", "<|mask|>", "<|im_start|>", "<|im_end|>"]),
 }  # fmt: skip
 """Family -> type of the network, what a turn of a conversation looks like, special tokens."""
 PIECES = ("llama_2", "mistral")
@@ -116,17 +117,25 @@ def checkpoint(out: Path, inputs: dict[str, Path], family: str) -> None:
         raise UserError(f"there is no family {family!r} to rehearse with; valid: {', '.join(FAMILIES)}")
     kind, turn, special = FAMILIES[family]
     tokenizer = _pieces(special) if family in PIECES else _bytes(special)
-    tokenizer.save(str(out / "tokenizer.json"))
     begin, end = special[0], special[-1] if turn in (HEADERS, CHATML) else special[1]
     parts = (turn.replace("{role}", "{{ m.role }}").replace("{content}", "{{ m.content }}"), turn.split("{content}")[0])
     template = f"{{% for m in messages %}}{parts[0]}{{% endfor %}}{parts[1].replace('{role}', 'assistant')}"
     settings = {"bos_token": begin, "eos_token": end, "chat_template": template}
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     vocabulary = tokenizer.get_vocab_size()
-    if kind == "llada":
+    if family == "llada":
         _llada(out, vocabulary)
     else:
-        _causal(out, kind, vocabulary, ROPE.get(family))
+        _causal(out, "qwen2" if family == "dream" else kind, vocabulary, ROPE.get(family))
+    if family == "dream":
+        tokenizer.model.save(str(out))
+        tokens = {tokenizer.token_to_id(token): {"content": token, "special": True} for token in special}
+        settings |= {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": tokens}
+        config = json.loads((out / "config.json").read_text())
+        named = {"model_type": kind, "auto_map": {"AutoModel": "modeling_dream.DreamModel"}}
+        (out / "config.json").write_text(json.dumps(config | named))
+    else:
+        tokenizer.save(str(out / "tokenizer.json"))
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
 def rows(out: Path, inputs: dict[str, Path], data: str, files: list[str]) -> None:
