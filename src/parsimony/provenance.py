@@ -9,6 +9,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+VECTORS = {"avx512_bf16": "AVX-512 and bfloat16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""Instructions on which the speed of matrix products hangs, widest first: names of processors may hide them."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "pillow", "imagecodecs", "constriction")
 
 
@@ -46,15 +48,18 @@ def commit(root: Path) -> str:
         return "unknown"
 
 
-def processor() -> str:
-    """The processor's name as the system gives it."""
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the system gives it, and the widest vectors it computes with."""
+    known = {}
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        for line in file.read_text().splitlines():
+            key, _, value = line.partition(":")
+            known.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = known.get("model name") or platform.processor() or platform.machine()
+    vectors = [label for flag, label in VECTORS.items() if flag in known.get("flags", "").split()]
+    return f"{name} with {vectors[0]}" if vectors else name
 
 
 def graphics() -> str:
