@@ -21,6 +21,8 @@ from parsimony.benchmarks.molecules import Molecules, canonical
 from parsimony.methods.diffusion.cfg_constrained import CfgConstrained, Language, opened
 from parsimony.methods.diffusion.partial import Partial
 from parsimony.models.masked import Masked
+from parsimony.models.token_bytes import as_bytes, as_text, token_as_bytes
+from parsimony.models.tokenizer import Tokenizer
 
 SMALL = {"dtype": "float32", "timed": False, "items": 2, "limit": 24}
 MOLECULES = [
@@ -120,11 +122,40 @@ def test_functions_with_holes_can_be_completed(data, function):
         (["int f(int int", None, "){ }"], True),  # as the beginning of a longer name
         (["int f(){ if (x", None, "; }", None, ") {"], True),
         (["int f(){ return )", None], False),
-        (["int f(){ s = 'ab", None], False),
+        (["int f(){ s = 'abcde", None], False),
+        (["int f(){\treturn 1; // \xc3", None, "\xa9t\xc3\xa9\n}"], True),  # an accent is two bytes
     ],
 )
 def test_functions_that_are_begun(pieces, possible):
     assert language("cpp").possible(Partial.of(pieces, ended=False)) == possible
+
+
+def test_any_text_is_decoded_freely_under_a_grammar_of_all_texts(tmp_path):
+    rehearsal.checkpoint(tmp_path, {}, "llada")
+    model = Masked.load(tmp_path, "<|mdm_mask|>", ["<|eot_id|>"], "float32")
+    free = CfgConstrained(per_step=4, temperature=1.0, constrain=False).build(model, None)
+    bound = CfgConstrained(per_step=4, temperature=1.0, complete=True).build(model, None)
+    anything = Language("start: ANY?\nANY: /[\\x00-\\xff]+/")
+    bound.language = lambda prompt: anything
+    for seed in range(3):
+        outputs = [each.generate(model.encode("Say"), 48, np.random.default_rng(seed)) for each in (free, bound)]
+        assert outputs[0].tokens.tolist() == outputs[1].tokens.tolist() and bound.resamples == 0
+        assert outputs[0].cost.passes == outputs[1].cost.passes
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=30))
+def test_tokens_are_the_bytes_of_their_text(text, tokenizer):
+    assert "".join(token_as_bytes(tokenizer, number) for number in tokenizer.encode(text)) == as_bytes(text)
+    assert as_text(as_bytes(text)) == text
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """Of bytes: most characters are several tokens."""
+    folder = tmp_path_factory.mktemp("llada")
+    rehearsal.checkpoint(folder, {}, "llada")
+    return Tokenizer(folder)
 
 
 TESTS = "#undef NDEBUG\n#include<assert.h>\nint main(){\n    assert (add(1) == 3);\n    assert (add(5) == 7);\n}\n"

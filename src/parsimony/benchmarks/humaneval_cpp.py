@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from parsimony import sandbox
 from parsimony.benchmarks.code_blocks import CodeBlocks, Request
+from parsimony.models.token_bytes import as_bytes
 
 COMPILED = ["sh", "-c", "g++ -std=c++17 -o program program.cpp && cat program"]
 SECONDS = 30
@@ -31,7 +32,7 @@ class HumanEvalCpp(CodeBlocks):
         from parsimony.methods.diffusion.partial import Partial
 
         code = asked.block(text)
-        parses = _language().possible(Partial.of([code], ended=True))
+        parses = _language().possible(Partial.of([as_bytes(code)], ended=True))
         return {"score": float(passes(code, asked.wanted)), "parses": float(parses)}
 
 

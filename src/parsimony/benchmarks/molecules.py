@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from parsimony.benchmarks.code_blocks import CodeBlocks, Request
+from parsimony.models.token_bytes import as_bytes
 
 
 class Molecules(CodeBlocks):
@@ -19,7 +20,7 @@ class Molecules(CodeBlocks):
         from parsimony.methods.diffusion.partial import Partial
 
         found = asked.block(text).strip()
-        parses = bool(found) and _language().possible(Partial.of([found], ended=True))
+        parses = bool(found) and _language().possible(Partial.of([as_bytes(found)], ended=True))
         same = parses and canonical(found) is not None and canonical(found) == canonical(asked.wanted)
         return {"score": float(same), "parses": float(parses)}
 

@@ -8,7 +8,6 @@ the grammars here; the official code lets every use of an identifier be a keywor
 from __future__ import annotations
 
 import json
-import string
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +26,7 @@ from parsimony.methods.diffusion.sampler import View, unanswered, until_stop
 from parsimony.methods.diffusion.static_unmasking import TopK
 from parsimony.methods.diffusion.terminals import Lexer
 from parsimony.models.masked import Masked
+from parsimony.models.token_bytes import as_bytes, as_text, token_as_bytes
 
 FOLDER = Path(__file__).parent / "grammars"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lark"))
@@ -34,7 +34,6 @@ MARKS = ("<schema>", "</schema>")
 """Between these a prompt holds the JSON schema that the answer has to follow."""
 FENCE = "```"
 """A prompt may end inside a block of code; what stands in the block is the beginning of the text that has a grammar."""
-CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
 def opened(prompt: str) -> tuple[str, str]:
@@ -74,7 +73,7 @@ class Language:
     @cached_property
     def lexer(self) -> Lexer:
         _, patterns, ignored = read(self.text)
-        return Lexer(patterns, ignored, CHARACTERS)
+        return Lexer(patterns, ignored)
 
     @cached_property
     def intersection(self) -> Intersection:
@@ -85,16 +84,16 @@ class Language:
         return self.intersection.holds(automaton(partial, self.lexer))
 
     def completed(self, partial: Partial) -> str | None:
-        """A text that the partial one can become, or None."""
+        """A text (as bytes) that the partial one can become, or None."""
         terminals = self.intersection.sentence(automaton(partial, self.lexer))
-        return None if terminals is None else written(partial, terminals, self.lexer, CHARACTERS)
+        return None if terminals is None else written(partial, terminals, self.lexer)
 
 
 class CfgConstrained:
     """Static decoding in which no token is committed that makes the grammar's sentence impossible.
 
     The grammar is the one that the prompt asks for (`Language.asked_for`); a prompt that asks for none is decoded
-    freely.  Texts are printable ASCII: no token with another character is committed under a grammar.
+    freely.
 
     Parameters
     ----------
@@ -148,7 +147,7 @@ class ConstrainedSampler:
     def language(self, prompt: Tensor) -> Language | None:
         """The language that a prompt asks for, one for all that share its grammar; notes what the text begins with."""
         asked = self.model.tokenizer.decode(prompt.tolist())  # whole: a turn's end may be the answer's, too
-        self.begun, found = opened(asked)[1], Language.asked_for(asked)
+        self.begun, found = as_bytes(opened(asked)[1]), Language.asked_for(asked)
         return found and self.languages.setdefault(found.text, found)
 
     def generate(self, prompt_ids: Tensor, limit: int, rng: np.random.Generator) -> Generation:
@@ -226,11 +225,11 @@ class ConstrainedSampler:
             if token in self.model.stop_ids:
                 return Partial.of(pieces, ended=True)
             if token not in self.texts:
-                self.texts[token] = self.model.tokenizer.decode([token])
+                self.texts[token] = token_as_bytes(self.model.tokenizer, token)
             pieces.append(self.texts[token])
         return Partial.of(pieces, ended=False)
 
     def _completed(self, tokens: Tensor, language: Language) -> Tensor:
         """The tokens of a shortest sentence that what is decided can become; itself if it is one already."""
         text = language.completed(self._partial(tokens))
-        return tokens if text is None else self.model.encode(text.removeprefix(self.begun))
+        return tokens if text is None else self.model.encode(as_text(text.removeprefix(self.begun)))

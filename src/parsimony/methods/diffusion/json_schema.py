@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 
 from parsimony.errors import UserError
+from parsimony.models.token_bytes import as_bytes
 
 COMMON = r"""
 ?any: anything | list | string | number | "true" | "false" | "null"
 anything: "{" (string ":" any ("," string ":" any)*)? "}"
 list: "[" (any ("," any)*)? "]"
 ?number: integer | FRACTION
-STRING: /"([^"\\\r\n`]|\\["\\\/bfnrt])*"/
+STRING: /"([^"\\\x00-\x1f`]|\\(["\\\/bfnrt]|u[0-9a-fA-F]{4}))*"/
 INTEGER: /-?(0|[1-9][0-9]*)/
 FRACTION: /-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)/
-BLANK: /[ \n]+/
+BLANK: /[ \t\n]+/
 %ignore BLANK
 """
 """Back-ticks are kept out of strings, because they end the block of code that an answer stands in."""
@@ -55,7 +56,7 @@ class _Writer:
 
     def literal(self, value) -> str:
         """A JSON value as it is written."""
-        text = json.dumps(value, ensure_ascii=True).replace("\\", "\\\\").replace('"', '\\"')
+        text = as_bytes(json.dumps(value, ensure_ascii=False)).replace("\\", "\\\\").replace('"', '\\"')
         self.told[f'"{text}"'] = None
         return f'"{text}"'
 

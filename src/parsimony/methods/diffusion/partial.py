@@ -22,7 +22,7 @@ class Partial:
     Attributes
     ----------
     words : tuple of str
-        Runs of decided characters, none empty.
+        Runs of decided bytes (`token_bytes`), none empty.
     gap_before, gap_behind : bool
         Whether there is a gap in front of the first and behind the last word; between words there always is one.
     """
@@ -34,7 +34,7 @@ class Partial:
     @classmethod
     def of(cls, pieces: list[str | None], ended: bool) -> Partial:
         """From the pieces of a text, None where nothing is decided; ``ended``: nothing follows the last piece."""
-        words, gap = [], True
+        words, gap, pieces = [], True, [piece for piece in pieces if piece != ""]
         for piece in pieces:
             if piece is None:
                 gap = True
@@ -121,8 +121,8 @@ def _reached(begin: set[int], ahead: dict[int, set[int]]) -> set[int]:
     return seen
 
 
-def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: str) -> str | None:
-    """A text with these terminals that fills the partial one, with as few added characters as can be.
+def written(partial: Partial, terminals: list[str], lexer: Lexer) -> str | None:
+    """A text with these terminals that fills the partial one, with as few added characters of ASCII as can be.
 
     A shortest path over (terminals done, state in the next one or -1 between two, characters of the words used,
     whether the last character is one of ``lexer.joined``: then the next terminal must not begin with one).
@@ -135,7 +135,7 @@ def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: st
     if partial.gap_behind or not partial.words:
         bounds.add(total)
     machines = [lexer.terminals[name] for name in terminals]
-    blanks = [blank for blank in " \n" if lexer.blanks and blank in characters]
+    blanks = " \n" if lexer.blanks else ""
     begin = 0, -1, 0, False
     best, queue, origin = {begin: 0}, [(0, begin)], {}
 
@@ -164,7 +164,7 @@ def written(partial: Partial, terminals: list[str], lexer: Lexer, characters: st
         for after_done, after, c in steps:
             if used < len(fixed) and fixed[used] == c:
                 relax((after_done, after, used + 1, c in lexer.joined), here, c, cost)
-            if used in bounds:
+            if used in bounds and (c == "\n" or " " <= c <= "~"):
                 relax((after_done, after, used, c in lexer.joined), here, c, cost + 1)
     return None
 

@@ -1,4 +1,5 @@
-"""Terminals of a grammar as automata over characters, and the lexings of a word that a gap may have cut.
+"""Terminals of a grammar as automata over bytes (characters below 256), and the lexings of a word that a gap may have
+cut.
 
 For each terminal four languages matter: its words, their prefixes, their suffixes, and the prefixes of their suffixes
 (a gap before a word may have eaten its beginning, a gap behind it its end).
@@ -33,8 +34,8 @@ class Terminal:
     finals: frozenset[int]
 
     @classmethod
-    def of(cls, name: str, pattern: str, characters: str, without: str = "") -> Terminal:
-        """The words of a regular expression over ``characters``, but not those of the expression ``without``."""
+    def of(cls, name: str, pattern: str, without: str = "") -> Terminal:
+        """The words of a regular expression, but not those of the expression ``without``."""
         import interegular
 
         machine = interegular.parse_pattern(pattern).to_fsm()
@@ -46,7 +47,7 @@ class Terminal:
         moves = []
         for state in sorted(live, key=str):
             after = machine.map.get(state, {})
-            keys = {character: machine.alphabet[character] for character in characters}
+            keys = {character: machine.alphabet[character] for character in map(chr, range(256))}
             moves.append({c: number[after[key]] for c, key in keys.items() if after.get(key) in live})
         finals = frozenset(number[state] for state in machine.finals if state in live)
         return cls(name, tuple(moves), number[machine.initial], finals)
@@ -152,17 +153,17 @@ class Lexer:
     patterns : dict of str to str
         Regular expressions of the terminals and of what is ignored.
     ignored : set of str
-    characters : str
-        All that may occur.
 
     Attributes
     ----------
     joined : frozenset of str
         Characters of which two side by side belong to one terminal.
+    starting, within : dict of str to list of str
+        Terminals that begin with a character, and those that have it anywhere.
     """
 
-    def __init__(self, patterns: dict[str, str], ignored: set[str], characters: str):
-        self.blanks = [Terminal.of(name, patterns[name], characters) for name in sorted(ignored)]
+    def __init__(self, patterns: dict[str, str], ignored: set[str]):
+        self.blanks = [Terminal.of(name, patterns[name]) for name in sorted(ignored)]
         self.joined = WORD if ignored else frozenset()
         self.terminals = {}
         names = sorted(set(patterns) - ignored)
@@ -170,7 +171,14 @@ class Lexer:
         for name in names:
             taken = [other for other, text in fixed.items() if name not in fixed and re.fullmatch(patterns[name], text)]
             without = "|".join(patterns[other] for other in taken)
-            self.terminals[name] = Terminal.of(name, patterns[name], characters, without)
+            self.terminals[name] = Terminal.of(name, patterns[name], without)
+        self.starting: dict[str, list[str]] = {chr(n): [] for n in range(256)}
+        self.within: dict[str, list[str]] = {chr(n): [] for n in range(256)}
+        for name, terminal in self.terminals.items():
+            for letter in terminal.moves[terminal.start]:
+                self.starting[letter].append(name)
+            for letter in set().union(*terminal.moves):
+                self.within[letter].append(name)
         self._known: dict[tuple[str, bool, bool], Lexed] = {}
 
     def lex(self, word: str, gap_before: bool, gap_behind: bool) -> Lexed:
@@ -184,7 +192,8 @@ class Lexer:
         begin = self._behind_blanks(word, 0)
         whole, tails, heads, inside = [], [], [], []
         if gap_before:
-            for name, terminal in self.terminals.items():
+            for name in self.within[word[0]]:
+                terminal = self.terminals[name]
                 if gap_behind and terminal.read(terminal.everywhere, word):
                     inside.append(name)
                 length = terminal.longest(terminal.everywhere, word)
@@ -196,8 +205,8 @@ class Lexer:
             if at in seen:
                 continue
             seen.add(at)
-            for name, terminal in self.terminals.items():
-                end, goes_on = terminal.begins(word, at)
+            for name in self.starting[word[at]]:
+                end, goes_on = self.terminals[name].begins(word, at)
                 if gap_behind and goes_on:
                     heads.append((at, name, word[at:]))
                 if end > at and not self._torn(word, end):
