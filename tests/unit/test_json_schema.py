@@ -98,6 +98,12 @@ def test_completions_follow_the_schema_and_what_does_not_follow_is_no_sentence(d
         assert not possible(schema, as_bytes(json.dumps(stranger, ensure_ascii=False)))
 
 
+def test_a_constant_in_another_script_is_completed():
+    schema = json.dumps({"type": "object", "properties": {"né": {"const": "日本"}}, "required": ["né"]})
+    completed = language(schema).completed(Partial.of(['{"n\xc3', None], ended=False))
+    assert json.loads(as_text(completed)) == {"né": "日本"}
+
+
 def test_a_schema_that_contains_itself():
     friend = {"name": "b", "kind": 3, "friends": [{"name": "name", "age": None}]}
     assert possible(PERSON, json.dumps({"name": "a", "friends": [friend, friend]}))

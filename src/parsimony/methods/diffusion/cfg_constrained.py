@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +19,7 @@ from parsimony.interfaces import Cost, Generation, Inputs
 from parsimony.methods.diffusion import json_schema
 from parsimony.methods.diffusion.caches import PASSES
 from parsimony.methods.diffusion.grammar import read
+from parsimony.methods.diffusion.grammars import GRAMMARS
 from parsimony.methods.diffusion.intersection import Intersection
 from parsimony.methods.diffusion.partial import Partial, automaton, written
 from parsimony.methods.diffusion.sampler import View, unanswered, until_stop
@@ -28,8 +28,6 @@ from parsimony.methods.diffusion.terminals import Lexer
 from parsimony.models.masked import Masked
 from parsimony.models.token_bytes import as_bytes, as_text, token_as_bytes
 
-FOLDER = Path(__file__).parent / "grammars"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.lark"))
 MARKS = ("<schema>", "</schema>")
 """Between these a prompt holds the JSON schema that the answer has to follow."""
 FENCE = "```"
@@ -57,18 +55,18 @@ class Language:
 
     @classmethod
     def named(cls, name: str) -> Language:
-        """One of `NAMES`: a file in ``grammars``."""
-        return cls((FOLDER / f"{name}.lark").read_text())
+        """One of `GRAMMARS`."""
+        return cls(GRAMMARS[name])
 
     @classmethod
     def asked_for(cls, prompt: str) -> Language | None:
         """The one that a prompt names in front of its first bar, that of the schema between its marks, or the one that
         the block of code is named after that the prompt opens, if any."""
         name, schema = prompt.partition("|")[0], prompt.partition(MARKS[0])[2].partition(MARKS[1])[0]
-        if name not in NAMES and schema.strip():
+        if name not in GRAMMARS and schema.strip():
             return cls(json_schema.grammar(json.loads(schema)))
-        name = name if name in NAMES else opened(prompt)[0]
-        return cls.named(name) if name in NAMES else None
+        name = name if name in GRAMMARS else opened(prompt)[0]
+        return cls.named(name) if name in GRAMMARS else None
 
     @cached_property
     def lexer(self) -> Lexer:

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from parsimony.methods.diffusion.grammar import Automaton
 from parsimony.methods.diffusion.terminals import Lexer
 
+PLAIN = frozenset(map(chr, (10, *range(32, 127))))
+DEAR = 1000
+"""How many plain bytes are added to a text rather than one that is not."""
+
 
 @dataclass(frozen=True)
 class Partial:
@@ -122,7 +126,7 @@ def _reached(begin: set[int], ahead: dict[int, set[int]]) -> set[int]:
 
 
 def written(partial: Partial, terminals: list[str], lexer: Lexer) -> str | None:
-    """A text with these terminals that fills the partial one, with as few added characters of ASCII as can be.
+    """A text with these terminals that fills the partial one, with as few added bytes as can be, `PLAIN` if they can.
 
     A shortest path over (terminals done, state in the next one or -1 between two, characters of the words used,
     whether the last character is one of ``lexer.joined``: then the next terminal must not begin with one).
@@ -164,8 +168,8 @@ def written(partial: Partial, terminals: list[str], lexer: Lexer) -> str | None:
         for after_done, after, c in steps:
             if used < len(fixed) and fixed[used] == c:
                 relax((after_done, after, used + 1, c in lexer.joined), here, c, cost)
-            if used in bounds and (c == "\n" or " " <= c <= "~"):
-                relax((after_done, after, used, c in lexer.joined), here, c, cost + 1)
+            if used in bounds:
+                relax((after_done, after, used, c in lexer.joined), here, c, cost + (1 if c in PLAIN else DEAR))
     return None
 
 

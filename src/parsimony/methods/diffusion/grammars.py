@@ -1,3 +1,67 @@
+"""Grammars by name, in lark's notation; texts are bytes, so a character of another script is several.
+
+They stand here and not in files of their own, because code is what records know the version of.
+"""
+
+GRAMMARS = {
+    "json": r"""
+// JSON objects (RFC 8259) of strings, numbers, literals, lists and objects.
+start: object
+?value: object | array | STRING | NUMBER | "true" | "false" | "null"
+object: "{" (pair ("," pair)*)? "}"
+pair: STRING ":" value
+array: "[" (value ("," value)*)? "]"
+STRING: /"[a-z ]*"/
+NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?/
+BLANK: /[ \n]+/
+%ignore BLANK
+""",
+    "code": r"""
+// A small C-like language: one function of integers.
+start: "int" NAME "(" (parameter ("," parameter)*)? ")" block
+parameter: "int" NAME
+block: "{" statement* "}"
+?statement: declaration | assignment | branch | loop | leave
+declaration: "int" NAME "=" expression ";"
+assignment: NAME "=" expression ";"
+branch: "if" "(" condition ")" block ("else" block)?
+loop: "while" "(" condition ")" block
+leave: "return" expression ";"
+condition: expression COMPARE expression
+?expression: term (SIGN term)*
+?term: atom (TIMES atom)*
+?atom: NAME | NUMBER | "(" expression ")"
+NAME: /[a-z]+/
+NUMBER: /0|[1-9][0-9]*/
+COMPARE: /[<>]|==|!=/
+SIGN: /[+-]/
+TIMES: /[*\/]/
+BLANK: /[ \n]+/
+%ignore BLANK
+""",
+    "smiles": r"""
+// Molecules as OpenSMILES writes them: chains of atoms with branches and rings; valences are not counted.
+start: chain END?
+chain: member ((bond | ".")? member)*
+member: atom ring* branch*
+ring: bond? (DIGIT | "%" DIGIT DIGIT)
+branch: "(" (bond | ".")? chain ")"
+bond: "-" | BOND
+atom: ORGANIC | "*" | "[" number? symbol chirality? hydrogens? charge? (":" number)? "]"
+symbol: ORGANIC | ELEMENT | "H" | "*"
+chirality: "@" "@"?
+hydrogens: "H" DIGIT?
+charge: "+" ("+" | DIGIT | FIFTEEN)? | "-" ("-" | DIGIT | FIFTEEN)?
+number: DIGIT (DIGIT DIGIT?)?
+DIGIT: /[0-9]/
+FIFTEEN: /1[0-5]/
+BOND: /[=#$:\/\\]/
+ORGANIC: /Br?|Cl?|[NOPSFI]|[bcnops]/
+ELEMENT: /A[cglmrstu]|B[aehik]|C[adefmnorsu]|D[bsy]|E[rsu]|F[elmr]|G[ade]|H[efgos]|I[nr]|Kr?|L[airuv]|M[cdgnot]/
+    | /N[abdehiop]|O[gs]|P[abdmortu]|R[abefghnu]|S[bcegimnr]|T[abcehilms]|[UVWY]|Xe|Yb|Z[nr]|se|as|te/
+END: /\n(```)?\n?/
+""",
+    "cpp": r"""
 // C++ without classes: includes, and functions of statements.  Types and names are not checked, nor precedence, and
 // operators are their characters, so that no text can be cut into terminals in two ways.
 start: part* "```"?
@@ -45,3 +109,5 @@ CHARACTER: /'([^'\\\n`]|\\.[0-7]?[0-7]?){1,4}'/
 STRING: /"([^"\\\n`]|\\[^\n`])*"/
 BLANK: /[ \t\r\n]+/
 %ignore BLANK
+""",
+}
