@@ -60,8 +60,10 @@ def minutes(plan: Plan, cell_id: str) -> float:
     cell = plan.cells[cell_id]
     params, weights = plan.params(cell.benchmark), weights_gb(plan, cell_id)
     steps = (largest(params.get("limit")) + largest(params.get("scored")) or STEPS) + _context(plan, cell_id) // 100
-    sides = 2 if plan.methods[cell.method].reference and plan.timed(cell_id) else 1
-    passes = len(cell.points) * sides * _items(params) * steps
+    method = plan.methods[cell.method]
+    sides = 2 if method.reference and plan.timed(cell_id) else 1
+    at_once = [(method.params | method.points[point]).get("per_step") or 1 for point in cell.points]
+    passes = sides * _items(params) * sum(steps / tokens for tokens in at_once)
     return 1 + passes * weights * SECONDS["gpu" if _gpus(plan, weights) else "processor"] / 60
 
 

@@ -10,7 +10,7 @@ from parsimony.assets import rehearsal
 from parsimony.errors import UserError
 from parsimony.models.language import Language
 from parsimony.plan import make_plan
-from parsimony.resources import ask, weights_gb
+from parsimony.resources import ask, minutes, weights_gb
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,14 @@ def test_an_asset_of_the_hub_without_a_stand_in_is_refused(root):
     plan.lock["gsm8k"] = lock["gsm8k"].model_copy(update={"rehearsal": None})
     with pytest.raises(UserError, match="asset 'gsm8k' has no stand-in for a rehearsal"):
         plan.played_by("gsm8k")
+
+
+def test_points_of_more_tokens_a_pass_ask_for_less_time(cluster):
+    free, bound = (f"humaneval_cpp--llada_8b_instruct--{method}" for method in ("unconstrained", "cfg_constrained"))
+    assert [len(cluster.cells[key].points) for key in (free, bound)] == [4, 5]
+    passes = 1 / 8 + 1 / 4 + 1 / 2 + 1, 2 * (1 / 8 + 1 / 8 + 1 / 4 + 1 / 2 + 1)  # constrained ones beside free ones
+    took = [minutes(cluster, key) - 1 for key in (free, bound)]
+    assert took[1] / took[0] == pytest.approx(passes[1] / passes[0])
 
 
 @pytest.mark.parametrize("family", rehearsal.FAMILIES)
