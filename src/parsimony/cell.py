@@ -10,14 +10,13 @@ import sys
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
 
-from parsimony import devices, fingerprint, provenance, records, sandbox
+from parsimony import devices, fingerprint, provenance, records
 from parsimony.assets import Unavailable, load_path
 from parsimony.elsewhere import Elsewhere
 from parsimony.errors import UserError, nearest
@@ -67,7 +66,7 @@ def run_cell(plan: Plan, cell_id: str, places: Places) -> None:
         if len({item.id for item in items}) < len(items):
             raise ValueError(f"benchmark {cell.benchmark!r} repeats item ids")
         skipped = benchmark.skipped(missing)
-        if reason := obstacle(plan, cell):
+        if reason := plan.obstacle(cell.method, cell.benchmark):
             skipped, items = skipped | {item.category: reason for item in items}, []
         if not items and not skipped:
             raise UserError(f"benchmark {cell.benchmark!r} has no items in suite {plan.name!r}; raise its 'items'")
@@ -96,7 +95,7 @@ def measure_item(plan: Plan, cell_id: str, item_id: str, places: Places) -> Outc
     ids = [item.id for item in items]
     if item_id not in ids:
         raise UserError(f"cell {cell_id!r} has no item {item_id!r}{nearest(item_id, ids)}")
-    if reason := obstacle(plan, cell):
+    if reason := plan.obstacle(cell.method, cell.benchmark):
         raise UserError(f"cell {cell_id!r} cannot run: {reason}")
     bench, at = Bench(plan, cell, places, paths), ids.index(item_id)
     with contextlib.closing(bench.elsewhere):
@@ -108,14 +107,6 @@ def measure_item(plan: Plan, cell_id: str, item_id: str, places: Places) -> Outc
                 benchmark.measure(item, bench)
             outcome = benchmark.measure(items[at], bench)
     return outcome
-
-
-def obstacle(plan: Plan, cell: Cell) -> str:
-    """Why the cell's method or benchmark cannot be run with what is installed; "" if it can."""
-    module, programs = plan.methods[cell.method].module, plan.benchmarks[cell.benchmark].programs
-    if module and not find_spec(module):
-        return f"Python module {module!r} is not installed; `make oracles` installs it"
-    return sandbox.obstacle(tuple(programs)) if programs else ""
 
 
 def _measure(plan, cell, places, paths, benchmark, items, journal) -> list[dict]:

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from parsimony import provenance, sandbox
-from parsimony.cell import obstacle
 from parsimony.errors import UserError
 from parsimony.plan import Plan, find_root, make_plan
 
@@ -107,7 +106,7 @@ def _suite(plan: Plan) -> str:
 
 def _obstacle(plan: Plan, cell) -> str:
     """Why a cell cannot run, or not on all of its data; "" if it can."""
-    if reason := obstacle(plan, cell):
+    if reason := plan.obstacle(cell.method, cell.benchmark):
         return reason
     for key in map(plan.played_by, cell.assets):
         if plan.lock[key].source == "debian" and not shutil.which("apt-get"):

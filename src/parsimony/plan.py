@@ -149,6 +149,13 @@ class Plan:
         """Whether a cell needs the machine for itself: unless its benchmark's parameters say ``timed: false``."""
         return self.params(self.cells[cell_id].benchmark).get("timed", True)
 
+    def obstacle(self, method: str, benchmark: str) -> str:
+        """Why the method or the benchmark cannot be run with what is installed; "" if they can."""
+        module, programs = self.methods[method].module, self.benchmarks[benchmark].programs
+        if module and not find_spec(module):
+            return f"Python module {module!r} is not installed; `make oracles` installs it"
+        return sandbox.obstacle(tuple(programs)) if programs else ""
+
     def as_json(self) -> dict:
         """``{"cells": [...], "assets": [...]}``."""
         rows = [{"key": k, "source": self.lock[k].source, "version": v} for k, v in self.assets.items()]
@@ -338,10 +345,8 @@ def _add(plan: Plan, model: str, method: str, benchmark: str, paper: str, wanted
         [plan.asset_version(plan.played_by(key)) for key in allowed],
         [plan.cells[need].version for need in needs],
     ]
-    if m.module and not find_spec(m.module):
-        settings.append(f"without {m.module}")  # so that it is measured once the module is there
-    if b.programs and sandbox.obstacle(tuple(b.programs)):
-        settings.append("without a sandbox")
+    if plan.obstacle(method, benchmark):
+        settings.append("without what it needs")  # so that it is measured once that is there
     version = fingerprint.combine([code, *settings])
     plan.cells[cell_id] = Cell(cell_id, model, method, benchmark, points, (paper,), needs, allowed, code, version)
     return cell_id

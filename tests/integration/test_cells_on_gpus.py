@@ -24,7 +24,7 @@ CELLS = [key for key, one in PLAN.cells.items() if one.benchmark not in UNSEEN]
 def test_an_item_is_measured_on_gpus_as_on_the_processor(cell_id, monkeypatch):
     if not PLACES.records(cell_id).exists():
         pytest.skip("needs its rehearsal's records: snakemake --cores 2 --config suite=cluster scale=rehearsal")
-    if reason := cell.obstacle(PLAN, PLAN.cells[cell_id]):
+    if reason := PLAN.obstacle(PLAN.cells[cell_id].method, PLAN.cells[cell_id].benchmark):
         pytest.skip(reason)
     frame, _ = records.read(PLACES.records(cell_id))
     item = frame["item"].iloc[0]

@@ -215,17 +215,17 @@ def test_the_canonical_answers_of_the_rehearsal_pass(tmp_path):
 
 
 def test_a_cell_without_a_sandbox_is_skipped_with_the_reason(root, monkeypatch, tmp_path):
-    from parsimony.cell import obstacle
     from parsimony.plan import make_plan
 
     with_one = make_plan(["suite=cluster", "scale=rehearsal"], root)
     cell = next(cell for cell in with_one.cells.values() if cell.benchmark == "humaneval_cpp")
     (tmp_path / "git").symlink_to(shutil.which("git"))
+    why = with_one.obstacle(cell.method, cell.benchmark)
     monkeypatch.setenv("PATH", str(tmp_path))
     sandbox.obstacle.cache_clear()
     try:
         without = make_plan(["suite=cluster", "scale=rehearsal"], root)
-        assert "no command 'bwrap' for generated programs" in obstacle(without, without.cells[cell.id])
-        assert without.cells[cell.id].version != cell.version or obstacle(with_one, cell)
+        assert "no command 'bwrap' for generated programs" in without.obstacle(cell.method, cell.benchmark)
+        assert without.cells[cell.id].version != cell.version or why
     finally:
         sandbox.obstacle.cache_clear()

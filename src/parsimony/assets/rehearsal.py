@@ -122,17 +122,16 @@ def checkpoint(out: Path, inputs: dict[str, Path], family: str) -> None:
     template = f"{{% for m in messages %}}{parts[0]}{{% endfor %}}{parts[1].replace('{role}', 'assistant')}"
     settings = {"bos_token": begin, "eos_token": end, "chat_template": template}
     vocabulary = tokenizer.get_vocab_size()
-    if family == "llada":
+    if kind == "llada":
         _llada(out, vocabulary)
+    elif kind == "Dream":
+        _dream(out, vocabulary)
     else:
-        _causal(out, "qwen2" if family == "dream" else kind, vocabulary, ROPE.get(family))
-    if family == "dream":
+        _causal(out, kind, vocabulary, ROPE.get(family))
+    if kind == "Dream":
         tokenizer.model.save(str(out))
         tokens = {tokenizer.token_to_id(token): {"content": token, "special": True} for token in special}
         settings |= {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": tokens}
-        config = json.loads((out / "config.json").read_text())
-        named = {"model_type": kind, "auto_map": {"AutoModel": "modeling_dream.DreamModel"}}
-        (out / "config.json").write_text(json.dumps(config | named))
     else:
         tokenizer.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
@@ -279,6 +278,14 @@ def _causal(out: Path, kind: str, vocabulary: int, rope: dict | None) -> None:
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).bfloat16()
     model.save_pretrained(out)
+
+
+def _dream(out: Path, vocabulary: int) -> None:
+    """A checkpoint of Qwen2's form under Dream's name."""
+    _causal(out, "qwen2", vocabulary, None)
+    config = json.loads((out / "config.json").read_text())
+    named = {"model_type": "Dream", "auto_map": {"AutoModel": "modeling_dream.DreamModel"}}
+    (out / "config.json").write_text(json.dumps(config | named))
 
 
 def _llada(out: Path, vocabulary: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 from parsimony.benchmarks.hub_media import rows
 from parsimony.benchmarks.unmasked import Unmasked
 from parsimony.interfaces import Item, Workbench
-
-FENCE = "```"
+from parsimony.methods.diffusion.cfg_constrained import FENCE, Language
+from parsimony.methods.diffusion.partial import Partial
+from parsimony.models.token_bytes import as_bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Request:
     def block(self, text: str) -> str:
         """All that stands in the block of an answer."""
         return self.begun + text.partition(FENCE)[0]
+
+
+@cache
+def _language(name: str) -> Language:
+    return Language.named(name)
 
 
 class CodeBlocks(Unmasked):
@@ -77,6 +84,10 @@ class CodeBlocks(Unmasked):
     def encoded(self, asked: Request, model) -> Tensor:
         said = model.tokenizer.chat([{"role": "user", "content": asked.prompt}])
         return model.encode(f"{said}{FENCE}{self.NAME}\n{asked.begun}")
+
+    def is_sentence(self, text: str) -> bool:
+        """Whether a text belongs to the grammar that the block is named after."""
+        return _language(self.NAME).possible(Partial.of([as_bytes(text)], ended=True))
 
     def length(self, asked: Request, model) -> int:
         return self.limit

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from parsimony.benchmarks.code_blocks import CodeBlocks, Request
-from parsimony.models.token_bytes import as_bytes
 
 
 class Molecules(CodeBlocks):
@@ -17,19 +14,10 @@ class Molecules(CodeBlocks):
         return Request(f"Write as a SMILES string, in a block of code:\n\n{row['input']}", row["output"].strip())
 
     def grade(self, asked: Request, text: str) -> dict[str, float]:
-        from parsimony.methods.diffusion.partial import Partial
-
         found = asked.block(text).strip()
-        parses = bool(found) and _language().possible(Partial.of([as_bytes(found)], ended=True))
+        parses = bool(found) and self.is_sentence(found)
         same = parses and canonical(found) is not None and canonical(found) == canonical(asked.wanted)
         return {"score": float(same), "parses": float(parses)}
-
-
-@cache
-def _language():
-    from parsimony.methods.diffusion.cfg_constrained import Language
-
-    return Language.named("smiles")
 
 
 def canonical(text: str) -> str | None:
